@@ -6,12 +6,7 @@
 //! accounting (`/proc/PID/stat`, all threads), half a second of rest after each load included, so that what is written later
 //! counts. Wall time is not looked at: it says more of the machine than of the program.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a bench that cannot measure stops"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot measure stops")]
 #![expect(clippy::print_stdout, reason = "the report")]
 #![expect(clippy::disallowed_methods, reason = "deadlines of start-up, by the real clock")]
 

@@ -294,7 +294,7 @@ fn no_other_provider_is_asked_when_the_first_may_have_done_the_work() {
 
 #[test]
 fn no_other_provider_is_asked_when_the_first_refuses_the_request() {
-    for status in [400, 404, 413, 422] {
+    for status in [400, 401, 403, 404, 413, 422] {
         let (first, second) = (Upstream::start(), Upstream::start());
         first.always(Answer::json(
             status,

@@ -87,7 +87,7 @@ fn what_clients_stumble_over_is_left_out() {
         "unknown: field\n\n".to_owned(),
         "\n\n\n".to_owned(),
     ];
-    let text = noise.concat() + &framed("\n", "retry: 10\nid: 1\nevent: chunk\ndata: ");
+    let text = noise.concat() + &framed("\n", "retry: 10\nid: 1\ndata: ");
     let (reply, row) = streamed(Answer::stream_of([text]), false);
     whole(&reply, &row);
     assert_eq!(reply.chunks().len(), 3, "{}", reply.text());

@@ -208,7 +208,7 @@ fn advice(status: u16, code: &str) -> (&'static str, Option<&'static str>) {
     }
 }
 
-/// Splits a stream into the payloads of its events. Every line must be a comment or one `data:` line of an event that an
+/// Splits a stream into the payloads of its events. Every line must be a comment or a `data:` line of an event that an
 /// empty line ends, and no carriage return may be left: some clients lose events over anything else.
 #[track_caller]
 pub(crate) fn events_of(text: &str) -> Vec<String> {
@@ -217,15 +217,15 @@ pub(crate) fn events_of(text: &str) -> Vec<String> {
     assert!(text.is_empty() || text.ends_with("\n\n"), "the last event is not ended: {text:?}");
     let mut events = Vec::new();
     for block in text.split_terminator("\n\n") {
-        let lines: Vec<&str> = block.lines().filter(|line| !line.starts_with(':')).collect();
-        match lines.as_slice() {
-            [] => {}
-            [line] => {
-                let data = line.strip_prefix("data: ").unwrap_or_else(|| panic!("not a data line: {line:?}"));
-                assert!(!data.trim().is_empty(), "an event without data in {text:?}");
-                events.push(data.to_owned());
-            }
-            several => panic!("an event of several lines: {several:?}"),
+        let data: Vec<&str> = block
+            .lines()
+            .filter(|line| !line.starts_with(':'))
+            .map(|line| line.strip_prefix("data: ").unwrap_or_else(|| panic!("not a data line: {line:?}")))
+            .collect();
+        if !data.is_empty() {
+            let data = data.join("\n");
+            assert!(!data.trim().is_empty(), "an event without data in {text:?}");
+            events.push(data);
         }
     }
     events
