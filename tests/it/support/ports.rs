@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::process;
 
 const FIRST: u16 = 20_000;
@@ -18,7 +19,9 @@ pub(crate) struct Port {
 impl Port {
     /// Takes a free one.
     pub(crate) fn take() -> Port {
-        let directory = std::env::temp_dir().join("weir-test-ports");
+        // One directory a user: another's lock files could not be opened.
+        let user = fs::metadata("/proc/self").expect("/proc").uid();
+        let directory = std::env::temp_dir().join(format!("weir-test-ports-{user}"));
         fs::create_dir_all(&directory).expect("a directory for the locks of ports");
         let start = u16::try_from(process::id() % 97 * 100).unwrap();
         for step in 0..COUNT {
