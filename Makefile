@@ -1,0 +1,75 @@
+# Every target installs what it needs. Rust (rustup or a distribution's, see rust-version in Cargo.toml) is asked for.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# No step runs for ever: builds and tests have an end of their own.
+BUILD := timeout --foreground 45m
+TESTS := timeout --foreground 15m
+
+# The end-to-end test's tools: the real llama.cpp server and the official OpenAI clients, pinned.
+E2E := $(CURDIR)/target/e2e
+export WEIR_E2E_DIR := $(E2E)
+
+.PHONY: help run test lint bench cargo c-tools python
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
+
+run: cargo c-tools ## Weir on http://127.0.0.1:8080/v1 with a demo provider, a funded account and a key, in ./weir-data
+	cargo run --locked -- serve --demo
+
+test: lint $(E2E)/installed ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
+	$(BUILD) cargo test --locked --no-run
+	$(TESTS) cargo test --locked
+
+lint: cargo c-tools ## Formatting, clippy and documentation links, warnings refused
+	@cargo fmt --version > /dev/null && cargo clippy --version > /dev/null || rustup component add rustfmt clippy
+	cargo fmt --check
+	$(BUILD) cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(BUILD) cargo doc --locked --no-deps --document-private-items
+
+# `make bench QUICK=1` gives a rough answer in a minute.
+bench: cargo c-tools ## Hot functions, then the whole beside a bare Pingora proxy: CPU per request, ratio and spread
+	$(BUILD) cargo bench --locked --no-run
+	$(BUILD) cargo bench --locked --bench hot -- $(if $(QUICK),--quick)
+	$(BUILD) cargo bench --locked --bench whole -- $(if $(QUICK),--quick)
+
+cargo:
+	@command -v cargo > /dev/null || { echo "Rust is needed: https://rustup.rs" >&2; exit 1; }
+
+# The build of Pingora's compression libraries needs CMake and a C compiler; SQLite needs the compiler.
+c-tools:
+	@missing=()
+	command -v cmake > /dev/null || missing+=(cmake)
+	command -v cc > /dev/null || missing+=(gcc libc6-dev)
+	$(call apt-install)
+
+python:
+	@missing=()
+	command -v python3 > /dev/null || missing+=(python3)
+	python3 -c 'import ensurepip, venv, sqlite3' 2> /dev/null || missing+=(python3-venv)
+	$(call apt-install)
+
+.ONESHELL:
+
+$(E2E)/installed: tests/e2e/requirements.txt tests/e2e/package.json | python
+	rm -rf $(E2E) && mkdir -p $(E2E)
+	python3 -m venv $(E2E)/venv
+	timeout 15m $(E2E)/venv/bin/pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt
+	cp tests/e2e/package.json $(E2E)/
+	cd $(E2E) && PATH="$(E2E)/venv/bin:$$PATH" timeout 10m npm install --no-audit --no-fund --loglevel error
+	touch $@
+
+# Installs the packages in the shell's array `missing`, as root or through sudo.
+define apt-install
+if (($${#missing[@]})); then
+	sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi
+	if ! command -v apt-get > /dev/null || { [ "$$sudo" ] && ! command -v sudo > /dev/null; }; then
+		echo "Please install: $${missing[*]}" >&2; exit 1
+	fi
+	echo "Installing $${missing[*]}"
+	$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $${missing[*]}
+fi
+endef

@@ -1,0 +1,26 @@
+//! The promises of the gateway, held against the built binary: each test starts its own `weir serve` between a raw HTTP
+//! client and scripted providers, and ends with an audit of the books.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a broken assumption fails the test"
+)]
+#![expect(clippy::print_stderr, reason = "what a test measured or left out is told to who runs it")]
+#![expect(clippy::disallowed_methods, reason = "tests wait for other processes, by the real clock")]
+
+mod support;
+
+mod billing;
+mod bodies;
+mod cli;
+mod e2e;
+mod errors;
+mod headers;
+mod keys;
+mod locks;
+mod memory;
+mod models;
+mod readme;
+mod streams;
