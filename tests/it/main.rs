@@ -12,6 +12,7 @@
 
 mod support;
 
+mod architecture;
 mod billing;
 mod bodies;
 mod cli;
@@ -20,6 +21,7 @@ mod errors;
 mod headers;
 mod keys;
 mod locks;
+mod matrix;
 mod memory;
 mod models;
 mod readme;
