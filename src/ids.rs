@@ -124,3 +124,10 @@ name!(
     /// A tier of limits as the configuration calls it.
     TierName
 );
+
+impl RequestId {
+    /// Sixty-two random bits of the identity, for choices that should differ between requests.
+    pub fn low_bits(&self) -> u64 {
+        self.0.as_u64_pair().1
+    }
+}
