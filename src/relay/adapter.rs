@@ -49,6 +49,7 @@ pub struct Settings {
 pub struct Control(Arc<Mutex<State>>);
 
 struct State {
+    settings: Settings,
     body: Option<Body>,
     hold: bool,
     replacement: Option<Box<ResponseHeader>>,
@@ -63,6 +64,7 @@ struct State {
 pub fn wrap(session: &mut Session, body: Body, settings: Settings) -> Control {
     let body_empty = body.is_empty();
     let control = Control(Arc::new(Mutex::new(State {
+        settings,
         body: Some(body),
         hold: false,
         replacement: None,
@@ -75,7 +77,6 @@ pub fn wrap(session: &mut Session, body: Body, settings: Settings) -> Control {
     let adapter = Adapter {
         inner,
         control: control.clone(),
-        settings,
         body_empty,
         answer: Answer::Awaited,
         deadline,
@@ -100,6 +101,11 @@ impl Control {
         if let Some(original) = ejected {
             *session.downstream_session = original;
         }
+    }
+
+    /// How long the provider of the next attempt may be silent.
+    pub fn set_silence(&self, settings: Settings) {
+        self.state().settings = settings;
     }
 
     /// Frees the request body and its share of the budget. After that no attempt can be made: the answer has begun.
@@ -164,7 +170,6 @@ enum Answer {
 struct Adapter {
     inner: ServerSession,
     control: Control,
-    settings: Settings,
     /// As the client sent it: stays false when a body was released.
     body_empty: bool,
     answer: Answer,
@@ -314,7 +319,7 @@ impl CustomSession for Adapter {
 
     /// The engine calls it at the start of every attempt, once the request head is on its way.
     fn enable_retry_buffering(&mut self) {
-        self.deadline = Instant::now() + self.settings.first_byte_timeout;
+        self.deadline = Instant::now() + self.control.state().settings.first_byte_timeout;
         self.timer.as_mut().reset(self.deadline);
         self.control.state().replacement = None;
         if !matches!(self.answer, Answer::Passed) {
@@ -350,7 +355,7 @@ impl CustomSession for Adapter {
         };
         // A head that informs only is no answer: the provider can hold a request open with those for ever.
         if !matches!(self.answer, Answer::Awaited) {
-            self.deadline = Instant::now() + self.settings.idle_timeout;
+            self.deadline = Instant::now() + self.control.state().settings.idle_timeout;
             if self.deadline < self.timer.deadline() {
                 self.timer.as_mut().reset(self.deadline);
             }

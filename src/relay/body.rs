@@ -123,11 +123,11 @@ impl Drop for Charge {
     }
 }
 
-/// A whole request body. Its bytes are charged to the budget until it is dropped; a clone of the bytes is not.
-#[derive(Debug)]
+/// A whole request body. Its bytes are charged to the budget until its last clone is dropped; a clone of the bytes alone is not.
+#[derive(Clone, Debug)]
 pub struct Body {
     bytes: Bytes,
-    _charge: Charge,
+    _charge: Arc<Charge>,
 }
 
 impl Deref for Body {
@@ -147,7 +147,7 @@ impl Deref for Body {
 pub async fn read_body(session: &mut Session, settings: &Settings, budget: &Budget) -> Result<Body, Unread> {
     let declared = declared(session.req_header(), settings, budget)?;
     if session.is_body_empty() {
-        return Ok(Body { bytes: Bytes::new(), _charge: budget.charge() });
+        return Ok(Body { bytes: Bytes::new(), _charge: Arc::new(budget.charge()) });
     }
     invite(session).await?;
     let start = Instant::now();
@@ -162,7 +162,7 @@ pub async fn read_body(session: &mut Session, settings: &Settings, budget: &Budg
         charge.take(piece.len())?;
         if whole.is_empty() && session.is_body_done() {
             // The common case: the body came in one piece, and is not copied again.
-            return Ok(Body { bytes: piece, _charge: charge });
+            return Ok(Body { bytes: piece, _charge: Arc::new(charge) });
         }
         if whole.capacity() - whole.len() < piece.len() {
             // Room for a told length is made only once it has begun to come, and is given back with the body.
@@ -173,7 +173,7 @@ pub async fn read_body(session: &mut Session, settings: &Settings, budget: &Budg
             break;
         }
     }
-    Ok(Body { bytes: whole.freeze(), _charge: charge })
+    Ok(Body { bytes: whole.freeze(), _charge: Arc::new(charge) })
 }
 
 /// Lets the client read an answer that was given before its body was read.

@@ -4,8 +4,18 @@
 //! the client while another attempt, or an error in our words, is still possible.
 //! Refuses to know: who pays, which provider is tried next, what an answer means.
 
-pub mod adapter;
-pub mod body;
+mod adapter;
+mod attempt;
+mod body;
 pub mod head;
-pub mod peer;
-pub mod resolve;
+pub mod headers;
+mod peer;
+mod resolve;
+mod upstreams;
+
+pub use adapter::{Control, EMPTY_ANSWER, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, Settings as Silence, wrap};
+pub use attempt::{Failure, Next, is_timeout};
+pub use body::{Body, Budget, Linger, Settings as BodySettings, Unread, linger, read_body};
+pub use peer::{Origin, OriginError, Timeouts, build as build_peer};
+pub use resolve::{ResolveError, Resolver, Settings as ResolverSettings, Target};
+pub use upstreams::{Patience, Upstream, Upstreams};

@@ -1,0 +1,92 @@
+//! The providers as places to connect to.
+
+use super::Silence;
+use super::peer::{self, Origin, Timeouts};
+use super::resolve::{ResolveError, Resolver, Target};
+use crate::ids::ProviderName;
+use pingora::upstreams::peer::HttpPeer;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long an unused connection to a provider is kept. Most providers close theirs after a minute or more.
+const UNUSED_CONNECTION_MAX: Duration = Duration::from_secs(55);
+/// The longest write to a provider.
+const WRITE_MAX: Duration = Duration::from_secs(60);
+
+/// How long a provider may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For TCP; TLS may take as long again.
+    pub connect: Duration,
+    /// How long it may be silent.
+    pub silence: Silence,
+}
+
+/// One provider's place.
+pub struct Upstream {
+    /// Its base URL.
+    pub origin: Origin,
+    /// How long it may take.
+    pub patience: Patience,
+    target: Arc<Target>,
+    group: u64,
+}
+
+/// Every provider's place, by name.
+pub struct Upstreams {
+    places: HashMap<ProviderName, Upstream>,
+    /// Groups of connections that are used once.
+    next_group: AtomicU64,
+}
+
+impl Upstreams {
+    /// The places of these providers, their hosts known to the resolver from now on.
+    pub fn new(
+        providers: impl IntoIterator<Item = (ProviderName, Origin, Patience)>,
+        resolver: &Resolver,
+    ) -> Self {
+        let places: HashMap<_, _> = (0..)
+            .zip(providers)
+            .map(|(group, (name, origin, patience))| {
+                let target = resolver.target(&origin.host, origin.port);
+                (name, Upstream { origin, patience, target, group })
+            })
+            .collect();
+        let next_group = AtomicU64::new(u64::try_from(places.len()).unwrap_or(u64::MAX / 2));
+        Upstreams { places, next_group }
+    }
+
+    /// The place of a provider.
+    pub fn get(&self, provider: &ProviderName) -> Option<&Upstream> {
+        self.places.get(provider)
+    }
+
+    /// A peer at one of the place's addresses; with `fresh`, on a connection that no request used before.
+    ///
+    /// # Errors
+    ///
+    /// The host has never had an address.
+    pub async fn peer(&self, upstream: &Upstream, fresh: bool) -> Result<HttpPeer, ResolveError> {
+        let address = upstream.target.address().await?;
+        let Patience { connect, silence } = upstream.patience;
+        let timeouts = Timeouts {
+            connect,
+            total_connection: connect.saturating_mul(2),
+            read: silence.first_byte_timeout.max(silence.idle_timeout) + Duration::from_secs(5),
+            write: WRITE_MAX,
+            idle: UNUSED_CONNECTION_MAX,
+        };
+        let group = if fresh { self.next_group.fetch_add(1, Ordering::Relaxed) } else { upstream.group };
+        Ok(peer::build(address, &upstream.origin, &timeouts, group))
+    }
+}
+
+impl Upstream {
+    /// This address refused a connection.
+    pub fn failed(&self, address: SocketAddr) {
+        self.target.failed(address);
+    }
+}
