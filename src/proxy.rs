@@ -1,1 +1,415 @@
-//! (being written)
+//! One request, from its head to its bill: read this file downwards.
+//!
+//! Promises: each Pingora hook is a stage call and a few lines; what a request holds is in its [`Stage`], what is told of it in
+//! its [`Trace`], and logic never reads the trace. Refuses to know: how a stage does its work, and where settings come from.
+
+mod answer;
+mod exchange;
+mod trace;
+
+use crate::admit::{Admitter, Guard, Order};
+use crate::authenticate::{Authenticator, Caller};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::openai::{self, Ask, Endpoint};
+use crate::price::Book;
+use crate::refusal::{Kind, Refused};
+use crate::relay::{self, Body, Budget, Unread, Upstreams};
+use crate::route::{Catalogue, Model, Plan};
+use crate::settle::Bill;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use exchange::Exchange;
+use http::Method;
+use http::header::AUTHORIZATION;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use trace::Trace;
+
+/// Times and sizes on the client's side.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How a body is read.
+    pub body: relay::BodySettings,
+    /// How long an answer that was given before its body was read is kept readable.
+    pub linger: relay::Linger,
+    /// How long an idle connection, or a half-sent head on a reused one, is kept.
+    pub keepalive_timeout: Duration,
+    /// How long a client may take to read a piece of its answer.
+    pub write_timeout: Duration,
+    /// The largest answer that is not a stream, in bytes.
+    pub answer_max_bytes: usize,
+    /// The largest event of a stream, in bytes.
+    pub event_max_bytes: usize,
+}
+
+/// The stages, as the composition root made them.
+pub struct Proxy {
+    /// Times and sizes.
+    pub settings: Settings,
+    /// Key to caller.
+    pub authenticator: Authenticator,
+    /// What an address may fail.
+    pub guard: Guard,
+    /// Limits and credit.
+    pub admitter: Admitter,
+    /// Models and their candidates.
+    pub catalogue: Arc<Catalogue>,
+    /// Prices in force.
+    pub book: Arc<ArcSwap<Book>>,
+    /// Addresses of providers.
+    pub upstreams: Upstreams,
+    /// What all bodies together may take.
+    pub budget: Budget,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Time.
+    pub clock: Clock,
+    /// Requests that have arrived and are not logged yet; what a stop waits for.
+    pub in_flight: Arc<AtomicU64>,
+}
+
+/// What Pingora carries from hook to hook.
+pub struct Ctx {
+    stage: Stage,
+    trace: Trace,
+    /// Counts the request among those in flight until the context goes.
+    _in_flight: InFlight,
+}
+
+/// How far a request is.
+enum Stage {
+    /// The head is there.
+    Arrived,
+    /// Admitted; attempts are made and an answer may be passing.
+    Relaying(Box<Exchange>),
+    /// Answered here, without a provider.
+    Answered,
+}
+
+struct InFlight(Arc<AtomicU64>);
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Ctx {
+            stage: Stage::Arrived,
+            trace: Trace::begin(&self.clock),
+            _in_flight: InFlight(Arc::clone(&self.in_flight)),
+        }
+    }
+
+    /// No compression module: its per-request context would be for nothing.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    /// Everything up to the provider. `true` means that the client has its answer.
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        session.set_keepalive(Some(self.settings.keepalive_timeout.as_secs().max(1)));
+        session.set_write_timeout(Some(self.settings.write_timeout));
+        match self.receive(session, ctx).await {
+            Ok(Received::Relay(exchange)) => {
+                ctx.stage = Stage::Relaying(exchange);
+                Ok(false)
+            }
+            Ok(Received::Answer(body)) => {
+                ctx.stage = Stage::Answered;
+                answer::send_json(session, &mut ctx.trace, body).await?;
+                Ok(true)
+            }
+            Err(Unread::Refused(refused)) => {
+                ctx.stage = Stage::Answered;
+                answer::refuse(session, &mut ctx.trace, &refused, &self.settings.linger).await?;
+                Ok(true)
+            }
+            Err(Unread::ClientGone) => {
+                let mut error = Error::explain(ErrorType::ConnectionClosed, "the client left in the middle of its body");
+                error.as_down();
+                Err(error)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        let exchange = ctx.stage.exchange()?;
+        exchange.peer(&self.upstreams, &mut ctx.trace).await
+    }
+
+    /// The head for the provider, and the body with its edits. From here on the provider may have begun to work.
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        ctx.stage.exchange()?.send(head, &self.upstreams)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if end_of_stream {
+            *body = ctx.stage.exchange()?.take_outgoing_body();
+        }
+        Ok(())
+    }
+
+    /// The provider's head: the next candidate's turn, or the way in which its body is read.
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if head.status.is_informational() {
+            return Ok(());
+        }
+        ctx.stage.exchange()?.receive_head(head, &self.settings, &mut ctx.trace).await
+    }
+
+    /// A piece of the provider's body. The bill is settled before the bytes that end the answer are handed on.
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        let exchange = ctx.stage.exchange()?;
+        *body = exchange.receive_body(body.take(), end_of_stream, &self.settings, &mut ctx.trace)?;
+        Ok(None)
+    }
+
+    /// An HTTP/2 answer that ends in trailers ends here.
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        _trailers: &mut http::HeaderMap,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Bytes>> {
+        ctx.stage.exchange()?.receive_body(None, true, &self.settings, &mut ctx.trace)
+    }
+
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {
+        match &mut ctx.stage {
+            Stage::Relaying(exchange) => exchange.not_connected(error, &mut ctx.trace),
+            Stage::Arrived | Stage::Answered => error,
+        }
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        _session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut Ctx,
+        client_reused: bool,
+    ) -> Box<Error> {
+        match &mut ctx.stage {
+            Stage::Relaying(exchange) => exchange.attempt_failed(error, client_reused, &mut ctx.trace),
+            Stage::Arrived | Stage::Answered => error,
+        }
+    }
+
+    /// The end of a request that could not be relayed to its end: settle, then tell the client what can still be told.
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let status = match &mut ctx.stage {
+            Stage::Relaying(exchange) => exchange.fail(session, error, &mut ctx.trace).await,
+            Stage::Arrived | Stage::Answered => ctx.trace.client_gone(),
+        };
+        FailToProxy { error_code: status, can_reuse_downstream: false }
+    }
+
+    /// The last hook: nothing is left open, one line is logged, one request is counted.
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Ctx) {
+        if let Stage::Relaying(exchange) = &mut ctx.stage {
+            exchange.close(session, &mut ctx.trace);
+        }
+        ctx.trace.record(&self.metrics, &self.clock);
+    }
+
+    /// Errors are in the request's own line.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
+        true
+    }
+
+    /// Retries are in the request's own line and in the metrics.
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Ctx,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+/// A step that may refuse the request.
+type Judged<T> = std::result::Result<T, Refused>;
+/// A step that may refuse the request or find that its client has left.
+type Asked<T> = std::result::Result<T, Unread>;
+
+/// What the way up to the provider ends in, when it does not end in a refusal.
+enum Received {
+    Relay(Box<Exchange>),
+    Answer(Vec<u8>),
+}
+
+/// What a path and a method ask for.
+enum Target<'a> {
+    Generate(Endpoint),
+    Models,
+    Model(&'a str),
+}
+
+impl Proxy {
+    /// The way of a request up to the provider, in order.
+    async fn receive(&self, session: &mut Session, ctx: &mut Ctx) -> Asked<Received> {
+        relay::head::check(session)?;
+        ctx.trace.arrived(session);
+        let path = session.req_header().uri.path().to_owned();
+        let target = target(&path, &session.req_header().method)?;
+        let caller = self.authenticate(session).await?;
+        ctx.trace.caller(&caller, self.admitter.standing(&caller));
+        match target {
+            Target::Generate(endpoint) => self.admit(session, ctx, &caller, endpoint).await.map(Received::Relay),
+            Target::Models => Ok(Received::Answer(self.models(&caller))),
+            Target::Model(name) => Ok(Received::Answer(self.model(&caller, name)?)),
+        }
+    }
+
+    async fn authenticate(&self, session: &Session) -> Judged<Caller> {
+        let authorization = session.req_header().headers.get(AUTHORIZATION).map(|value| value.as_bytes());
+        match self.authenticator.authenticate(authorization).await {
+            Err(refused) if refused.kind == Kind::InvalidApiKey => {
+                let address = session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip());
+                address.map_or(Ok(()), |ip| self.guard.failed(ip)).and(Err(refused))
+            }
+            other => other,
+        }
+    }
+
+    /// Head, body, model, credit, candidates: each can refuse, and what was taken before goes back by `Drop`.
+    async fn admit(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        caller: &Caller,
+        endpoint: Endpoint,
+    ) -> Asked<Box<Exchange>> {
+        ctx.trace.endpoint(endpoint);
+        let mut permit = self.admitter.enter(caller)?;
+        ctx.trace.limits(permit.standing());
+        let (body, ask) = self.ask(session, ctx, endpoint).await.inspect_err(|_| permit.forgive_request())?;
+        caller.may_use(&ask.model)?;
+        let now = self.clock.wall();
+        let (model, price) = self
+            .catalogue
+            .model(&ask.model)
+            .filter(|model| model.serves(endpoint))
+            .and_then(|model| Some((model, self.book.load().model(model.name.as_str(), now)?)))
+            .ok_or_else(|| model_not_found(&ask.model))?;
+        ctx.trace.model(model, &ask);
+        let order = Order {
+            request_id: ctx.trace.request_id(),
+            created_at: ctx.trace.created_at(),
+            client_request_id: ctx.trace.client_request_id(),
+            model: model.name.clone(),
+            max_output_tokens: model.max_output_tokens,
+            price,
+        };
+        let admission = self.admitter.admit(caller, permit, &ask, order).await?;
+        ctx.trace.limits(admission.permit.standing());
+        let plan = Plan::new(model, endpoint, ctx.trace.request_id().low_bits())
+            .ok_or_else(|| Refused::bug("a model without a candidate"))?;
+        let place = self.upstreams.get(&plan.candidate().provider.name);
+        let silence = place.ok_or_else(|| Refused::bug("a provider without a place"))?.patience.silence;
+        let control = relay::wrap(session, body.clone(), silence);
+        let bill = Bill::open(admission, endpoint, body, self.clock.clone(), ctx.trace.arrived_at());
+        Ok(Box::new(Exchange::new(bill, plan, ask, control)))
+    }
+
+    /// The body, whole, and what it asks for.
+    async fn ask(&self, session: &mut Session, ctx: &mut Ctx, endpoint: Endpoint) -> Asked<(Body, Ask)> {
+        let body = relay::read_body(session, &self.settings.body, &self.budget).await?;
+        ctx.trace.body_read();
+        let ask = Ask::parse(endpoint, &body)?;
+        Ok((body, ask))
+    }
+
+    /// The models that the caller may use now: configured, priced, allowed.
+    fn models(&self, caller: &Caller) -> Vec<u8> {
+        let usable = self.catalogue.models().filter(|model| self.is_usable(caller, model));
+        openai::model_list(usable.map(|model| model.name.as_str()))
+    }
+
+    fn model(&self, caller: &Caller, name: &str) -> Judged<Vec<u8>> {
+        let model = self.catalogue.model(name).filter(|model| self.is_usable(caller, model));
+        model.map(|model| openai::model_object(model.name.as_str())).ok_or_else(|| model_not_found(name))
+    }
+
+    fn is_usable(&self, caller: &Caller, model: &Model) -> bool {
+        let is_priced = self.book.load().model(model.name.as_str(), self.clock.wall()).is_some();
+        is_priced && caller.may_use(model.name.as_str()).is_ok()
+    }
+}
+
+/// The endpoint behind a path; the query plays no part.
+fn target<'a>(path: &'a str, method: &Method) -> Judged<Target<'a>> {
+    let unknown = || {
+        Refused::new(
+            Kind::UnknownUrl,
+            "There is nothing at this address. The base URL ends in /v1; see GET /v1/models for what is served.",
+        )
+    };
+    let rest = path.strip_prefix("/v1").ok_or_else(unknown)?;
+    let endpoint = Endpoint::ALL.into_iter().find(|endpoint| endpoint.path() == rest);
+    let (target, allowed) = match (endpoint, rest.strip_prefix("/models")) {
+        (Some(endpoint), _) => (Target::Generate(endpoint), Method::POST),
+        (None, Some("" | "/")) => (Target::Models, Method::GET),
+        (None, Some(name)) if name.len() > 1 && name.starts_with('/') => (Target::Model(&name[1..]), Method::GET),
+        (None, _) => return Err(unknown()),
+    };
+    if method != allowed {
+        return Err(Refused::new(Kind::MethodNotAllowed, format!("This address takes {allowed} only.")));
+    }
+    Ok(target)
+}
+
+fn model_not_found(name: &str) -> Refused {
+    let shown: String = name.chars().take(128).collect();
+    Refused::new(Kind::ModelNotFound, format!("The model {shown:?} does not exist or is not served here. See GET /v1/models."))
+        .param("model")
+}
+
+impl Stage {
+    /// The exchange of a request that was admitted; any other stage here is a fault of the gateway.
+    fn exchange(&mut self) -> Result<&mut Exchange> {
+        match self {
+            Stage::Relaying(exchange) => Ok(exchange),
+            Stage::Arrived | Stage::Answered => {
+                Err(Error::explain(ErrorType::InternalError, "a hook of the relay without an exchange"))
+            }
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,377 @@
+//! The relaying of one request: attempts, the answer as it passes, and what ends it.
+//!
+//! Invariant: the bill is settled before the bytes that end an answer are handed on.
+
+use super::answer;
+use super::trace::Trace;
+use super::Settings;
+use crate::meter::{Ending, Fed, StreamMeter, StreamSettings, Whole};
+use crate::openai::{self, Ask};
+use crate::refusal::{Kind, Refused};
+use crate::relay::headers::{is_event_stream, json_answer, stream_answer, upstream_request};
+use crate::relay::{Control, Failure, IDLE_TIMEOUT, Next, Upstream, Upstreams, is_timeout};
+use crate::route::{Plan, Provider};
+use crate::settle::{Bill, STATUS_CLIENT_GONE};
+use crate::usage::Outcome;
+use bytes::Bytes;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, Result};
+
+/// What a provider's error is told by: its first bytes.
+const ERROR_MAX_BYTES: usize = 64 * 1024;
+
+/// An admitted request on its way.
+pub(super) struct Exchange {
+    bill: Bill,
+    plan: Plan,
+    ask: Ask,
+    control: Control,
+    attempt: Attempt,
+    answer: Answer,
+    /// Why the last attempt ended, for the client when there is no other.
+    failure: Option<Failure>,
+    /// The one fresh connection after an idle race has been used.
+    has_raced: bool,
+    /// Something went to some provider.
+    was_sent: bool,
+}
+
+/// The attempt under way.
+#[derive(Default)]
+struct Attempt {
+    outgoing_body: Option<Bytes>,
+    on_fresh_connection: bool,
+}
+
+/// What is known of the answer.
+enum Answer {
+    /// No head yet.
+    Awaited,
+    /// Events, handed on as they come.
+    Stream,
+    /// A JSON answer, kept until its end: only then is it known to be one.
+    Whole(Vec<u8>),
+    /// An answer that is not a success.
+    Refusal { status: u16, body: Vec<u8> },
+    /// The client has its end.
+    Ended,
+}
+
+impl Exchange {
+    pub(super) fn new(bill: Bill, plan: Plan, ask: Ask, control: Control) -> Self {
+        Exchange {
+            bill,
+            plan,
+            ask,
+            control,
+            attempt: Attempt::default(),
+            answer: Answer::Awaited,
+            failure: None,
+            has_raced: false,
+            was_sent: false,
+        }
+    }
+
+    /// Where the next attempt goes.
+    pub(super) async fn peer(&mut self, upstreams: &Upstreams, trace: &mut Trace) -> Result<Box<HttpPeer>> {
+        let provider = &self.plan.candidate().provider;
+        trace.attempt(&provider.name);
+        let upstream = place(upstreams, provider)?;
+        self.control.set_silence(upstream.patience.silence);
+        match upstreams.peer(upstream, self.attempt.on_fresh_connection).await {
+            Ok(peer) => Ok(Box::new(peer)),
+            Err(unresolved) => {
+                let mut error = Error::explain(ErrorType::ConnectError, unresolved.to_string());
+                error.as_up();
+                Err(self.not_connected(error, trace))
+            }
+        }
+    }
+
+    /// Makes the provider's head and body, and notes that they go.
+    pub(super) fn send(&mut self, head: &mut RequestHeader, upstreams: &Upstreams) -> Result<()> {
+        let candidate = self.plan.candidate();
+        let origin = &place(upstreams, &candidate.provider)?.origin;
+        let Some(body) = self.bill.body() else {
+            return Err(Error::explain(ErrorType::InternalError, "an attempt after the body was freed"));
+        };
+        let edits = candidate.provider.dialect.edits(&self.ask, &candidate.upstream_model);
+        let outgoing = Bytes::from(openai::splice(body, &edits));
+        let version = head.version;
+        *head = upstream_request(&candidate.provider, origin, self.ask.endpoint, self.ask.stream, outgoing.len())?;
+        head.set_version(version);
+        self.attempt.outgoing_body = Some(outgoing);
+        self.bill.sent(&candidate.provider.name, &candidate.upstream_model);
+        self.was_sent = true;
+        Ok(())
+    }
+
+    pub(super) fn take_outgoing_body(&mut self) -> Option<Bytes> {
+        self.attempt.outgoing_body.take()
+    }
+
+    /// Reads the provider's head: an error that another candidate may not give, or the kind of body that follows.
+    pub(super) async fn receive_head(
+        &mut self,
+        head: &mut ResponseHeader,
+        settings: &Settings,
+        trace: &mut Trace,
+    ) -> Result<()> {
+        let status = head.status.as_u16();
+        trace.provider_answered(status);
+        if let Some(failure) = Failure::of_status(status) {
+            self.failure = Some(failure);
+            if self.plan.has_next() {
+                self.bill.attempt_failed();
+                return Err(self.next(failure, upstream_error("the provider answered an error"), trace));
+            }
+        }
+        self.control.hold_head();
+        let is_success = (200..300).contains(&status);
+        if is_success && self.ask.stream && is_event_stream(head) {
+            self.control.release_body();
+            let meter = StreamMeter::new(StreamSettings {
+                endpoint: self.ask.endpoint,
+                usage_asked: self.ask.include_usage,
+                max_event_bytes: settings.event_max_bytes,
+            });
+            self.bill.begin_stream(meter).await;
+            *head = stream_answer()?;
+            trace.decorate(head)?;
+            self.answer = Answer::Stream;
+        } else if is_success {
+            self.answer = Answer::Whole(Vec::new());
+        } else {
+            self.answer = Answer::Refusal { status, body: Vec::new() };
+        }
+        Ok(())
+    }
+
+    /// A piece of the provider's body in, what goes to the client out.
+    pub(super) fn receive_body(
+        &mut self,
+        piece: Option<Bytes>,
+        is_end: bool,
+        settings: &Settings,
+        trace: &mut Trace,
+    ) -> Result<Option<Bytes>> {
+        match &mut self.answer {
+            Answer::Awaited | Answer::Ended => Ok(None),
+            Answer::Stream => Ok(self.pass(piece.as_deref().unwrap_or_default(), is_end, trace)),
+            Answer::Whole(body) => {
+                let piece = piece.as_deref().unwrap_or_default();
+                if body.len().saturating_add(piece.len()) > settings.answer_max_bytes {
+                    return Err(upstream_error("the answer is larger than the gateway takes"));
+                }
+                body.extend_from_slice(piece);
+                if !is_end {
+                    return Ok(None);
+                }
+                let body = std::mem::take(body);
+                self.end_whole(body, trace)
+            }
+            Answer::Refusal { status, body } => {
+                let room = ERROR_MAX_BYTES.saturating_sub(body.len());
+                let piece = piece.as_deref().unwrap_or_default();
+                body.extend_from_slice(&piece[..piece.len().min(room)]);
+                if !is_end {
+                    return Ok(None);
+                }
+                let refused = self.plan.candidate().provider.dialect.refusal(*status, body);
+                self.end_refused(&refused, trace)
+            }
+        }
+    }
+
+    /// Streamed events, metered and framed anew.
+    fn pass(&mut self, piece: &[u8], is_end: bool, trace: &mut Trace) -> Option<Bytes> {
+        let mut out = Vec::with_capacity(piece.len() + 64);
+        let ending = match self.bill.feed(piece, &mut out) {
+            Fed::Ended(ending) => Some(ending),
+            Fed::Open if is_end => self.bill.finish(&mut out),
+            Fed::Open => None,
+        };
+        if let Some(ending) = ending {
+            self.end_stream(&ending, &mut out, trace);
+        }
+        (!out.is_empty()).then(|| Bytes::from(out))
+    }
+
+    fn end_stream(&mut self, ending: &Ending, out: &mut Vec<u8>, trace: &mut Trace) {
+        trace.stream_ended(ending);
+        trace.settled(self.bill.settle_stream(ending), self.bill.ttft_ms());
+        self.bill.write_end(ending, out);
+        self.answer = Answer::Ended;
+    }
+
+    /// The whole answer is there: is it one, and what did it use?
+    fn end_whole(&mut self, body: Vec<u8>, trace: &mut Trace) -> Result<Option<Bytes>> {
+        if self.ask.stream {
+            let refused = Refused::new(Kind::UpstreamError, NOT_AN_ANSWER).internal("not an event stream");
+            return self.end_refused(&refused, trace);
+        }
+        match Whole::read(self.ask.endpoint, &body) {
+            Ok(whole) => {
+                trace.settled(self.bill.settle_whole(&whole), self.bill.ttft_ms());
+                let mut head = json_answer(200, body.len())?;
+                trace.decorate(&mut head)?;
+                self.control.replace_head(head);
+                self.answer = Answer::Ended;
+                Ok(Some(Bytes::from(body)))
+            }
+            Err(fault) => {
+                let refused = Refused::new(Kind::UpstreamError, NOT_AN_ANSWER).internal(fault);
+                self.end_refused(&refused, trace)
+            }
+        }
+    }
+
+    fn end_refused(&mut self, refused: &Refused, trace: &mut Trace) -> Result<Option<Bytes>> {
+        let body = openai::error_body(refused);
+        let mut head = json_answer(refused.kind.wire().status, body.len())?;
+        trace.refused(refused);
+        trace.settled(self.bill.settle_free(unanswered(refused.kind), refused.kind.wire().status), None);
+        answer::advise(&mut head, refused)?;
+        trace.decorate(&mut head)?;
+        self.control.replace_head(head);
+        self.answer = Answer::Ended;
+        Ok(Some(Bytes::from(body)))
+    }
+
+    /// No connection came about.
+    pub(super) fn not_connected(&mut self, error: Box<Error>, trace: &mut Trace) -> Box<Error> {
+        self.failure = Some(Failure::NotConnected);
+        self.next(Failure::NotConnected, error, trace)
+    }
+
+    /// An attempt broke off after its connection stood.
+    pub(super) fn attempt_failed(&mut self, mut error: Box<Error>, client_reused: bool, trace: &mut Trace) -> Box<Error> {
+        let is_before_answer = matches!(self.answer, Answer::Awaited);
+        if matches!(error.etype(), ErrorType::HTTPStatus(_)) && is_before_answer {
+            // The retry that `receive_head` decided.
+            return error;
+        }
+        if self.control.client_gone() || !is_before_answer {
+            error.set_retry(false);
+            return error;
+        }
+        let failure = Failure::of_error(&error, client_reused);
+        self.failure = Some(failure);
+        if failure.next(self.has_raced) != Next::Stop {
+            self.bill.attempt_failed();
+        }
+        self.next(failure, error, trace)
+    }
+
+    /// Marks the error as one to retry or not, and turns to the candidate whose turn it is.
+    fn next(&mut self, failure: Failure, mut error: Box<Error>, trace: &mut Trace) -> Box<Error> {
+        self.attempt = Attempt::default();
+        let goes_on = match failure.next(self.has_raced) {
+            Next::NextCandidate if self.plan.has_next() => {
+                self.plan.advance();
+                true
+            }
+            Next::FreshConnection => {
+                self.has_raced = true;
+                self.attempt.on_fresh_connection = true;
+                true
+            }
+            Next::NextCandidate | Next::Stop => false,
+        };
+        trace.attempt_failed(failure);
+        error.set_retry(goes_on);
+        error
+    }
+
+    /// The request cannot be relayed to its end. Settles, and tells the client what can still be told. The status that the
+    /// client has, 0 when it left.
+    pub(super) async fn fail(&mut self, session: &mut Session, error: &Error, trace: &mut Trace) -> u16 {
+        let head_sent = self.control.head_sent();
+        self.control.unwrap(session);
+        trace.internal(error);
+        if self.control.client_gone() {
+            let status = if head_sent { 200 } else { STATUS_CLIENT_GONE };
+            self.settle_client_gone(status, trace);
+            return 0;
+        }
+        match &self.answer {
+            Answer::Ended => 0,
+            Answer::Stream if head_sent => {
+                let mut out = Vec::new();
+                self.end_stream(&Ending::Truncated, &mut out, trace);
+                // A client that does not read its last event has it in the bill all the same.
+                let _written = session.write_response_body(Some(Bytes::from(out)), true).await;
+                200
+            }
+            Answer::Awaited | Answer::Stream | Answer::Whole(_) | Answer::Refusal { .. } => {
+                let refused = self.refusal(error);
+                self.settle_unanswered(&refused, trace);
+                // The same holds for a refusal that finds nobody.
+                let _written = answer::write_refusal(session, trace, &refused).await;
+                refused.kind.wire().status
+            }
+        }
+    }
+
+    /// After everything: a request that no hook has ended lost its client.
+    pub(super) fn close(&mut self, session: &mut Session, trace: &mut Trace) {
+        let head_sent = self.control.head_sent();
+        self.control.unwrap(session);
+        if !matches!(self.answer, Answer::Ended) {
+            let status = if head_sent { 200 } else { STATUS_CLIENT_GONE };
+            self.settle_client_gone(status, trace);
+        }
+    }
+
+    fn settle_client_gone(&mut self, status: u16, trace: &mut Trace) {
+        trace.client_left(status);
+        if self.bill.is_sent() {
+            trace.settled(self.bill.settle_passed(Outcome::ClientGone, status), self.bill.ttft_ms());
+        } else if self.was_sent {
+            trace.settled(self.bill.settle_free(Outcome::ClientGone, status), None);
+        }
+        self.answer = Answer::Ended;
+    }
+
+    fn settle_unanswered(&mut self, refused: &Refused, trace: &mut Trace) {
+        trace.refused(refused);
+        if self.was_sent {
+            let status = refused.kind.wire().status;
+            trace.settled(self.bill.settle_free(unanswered(refused.kind), status), None);
+        }
+        self.answer = Answer::Ended;
+    }
+
+    /// What the client is told when no candidate is left.
+    fn refusal(&self, error: &Error) -> Refused {
+        let dialect = self.plan.candidate().provider.dialect;
+        let timed_out = is_timeout(error.etype()) || *error.etype() == IDLE_TIMEOUT;
+        let refused = match (&self.answer, self.failure) {
+            (Answer::Refusal { status, .. }, _) | (Answer::Awaited, Some(Failure::Answered(ref status))) => {
+                dialect.refusal(*status, b"")
+            }
+            (_, Some(Failure::NoFirstByte)) => dialect.refusal(504, b""),
+            (_, _) if timed_out => dialect.refusal(504, b""),
+            (_, _) => dialect.refusal(502, b""),
+        };
+        refused.internal(error)
+    }
+}
+
+fn place<'a>(upstreams: &'a Upstreams, provider: &Provider) -> Result<&'a Upstream> {
+    upstreams.get(&provider.name).ok_or_else(|| Error::explain(ErrorType::InternalError, "a provider without a place"))
+}
+
+const NOT_AN_ANSWER: &str = "The model's provider sent something that is not an answer; it was not billed.";
+
+fn unanswered(kind: Kind) -> Outcome {
+    if kind == Kind::UpstreamTimeout { Outcome::UpstreamTimeout } else { Outcome::UpstreamError }
+}
+
+fn upstream_error(text: &'static str) -> Box<Error> {
+    let mut error = Error::explain(ErrorType::HTTPStatus(502), text);
+    error.as_up();
+    error
+}

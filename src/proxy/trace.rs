@@ -1,0 +1,287 @@
+//! What is told of a request: its log line, its metrics, and the headers that name it to the client.
+//!
+//! Facts for people only: no stage decides by what stands here.
+
+use crate::admit::RateStanding;
+use crate::authenticate::Caller;
+use crate::clock::{Clock, UnixMicros};
+use crate::ids::{AccountId, KeyId, ModelName, ProviderName, RequestId};
+use crate::meter::Ending;
+use crate::metrics::{Metrics, RequestEnd};
+use crate::openai::{Ask, Endpoint};
+use crate::refusal::{Kind, Refused};
+use crate::relay::Failure;
+use crate::route::Model;
+use crate::settle::{STATUS_CLIENT_GONE, Settlement};
+use http::header::CONTENT_LENGTH;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use std::time::{Duration, Instant};
+
+/// The longest name of a request that is taken over from a client, in bytes.
+const CLIENT_REQUEST_ID_MAX_BYTES: usize = 128;
+
+/// The facts of one request.
+pub(super) struct Trace {
+    request_id: RequestId,
+    arrived_at: Instant,
+    created_at: UnixMicros,
+    client_request_id: Option<String>,
+    endpoint: Option<Endpoint>,
+    account: Option<AccountId>,
+    key: Option<KeyId>,
+    limits: Option<RateStanding>,
+    model: Option<ModelName>,
+    stream: bool,
+    provider: Option<ProviderName>,
+    attempts: u32,
+    failures: Vec<Failure>,
+    provider_status: Option<u16>,
+    status: u16,
+    kind: Option<Kind>,
+    internal: Option<String>,
+    ttft_ms: Option<u64>,
+    settlement: Option<Settlement>,
+    body: BodyState,
+}
+
+/// What has become of the client's body.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BodyState {
+    None,
+    Unread,
+    Read,
+}
+
+impl Trace {
+    pub(super) fn begin(clock: &Clock) -> Self {
+        Trace {
+            request_id: RequestId::new(),
+            arrived_at: clock.now(),
+            created_at: clock.wall(),
+            client_request_id: None,
+            endpoint: None,
+            account: None,
+            key: None,
+            limits: None,
+            model: None,
+            stream: false,
+            provider: None,
+            attempts: 0,
+            failures: Vec::new(),
+            provider_status: None,
+            status: 0,
+            kind: None,
+            internal: None,
+            ttft_ms: None,
+            settlement: None,
+            body: BodyState::None,
+        }
+    }
+
+    pub(super) fn request_id(&self) -> RequestId {
+        self.request_id
+    }
+
+    pub(super) fn arrived_at(&self) -> Instant {
+        self.arrived_at
+    }
+
+    pub(super) fn created_at(&self) -> UnixMicros {
+        self.created_at
+    }
+
+    pub(super) fn client_request_id(&self) -> Option<String> {
+        self.client_request_id.clone()
+    }
+
+    /// Takes down what the head says.
+    pub(super) fn arrived(&mut self, session: &Session) {
+        let headers = &session.req_header().headers;
+        let declared = headers.get(CONTENT_LENGTH).is_some_and(|value| value.as_bytes() != b"0");
+        if declared || headers.contains_key(http::header::TRANSFER_ENCODING) || !session.as_downstream().is_http1() {
+            self.body = BodyState::Unread;
+        }
+        self.client_request_id = headers
+            .get("x-request-id")
+            .and_then(|value| value.to_str().ok())
+            .filter(|text| !text.is_empty() && text.len() <= CLIENT_REQUEST_ID_MAX_BYTES)
+            .map(str::to_owned);
+    }
+
+    pub(super) fn endpoint(&mut self, endpoint: Endpoint) {
+        self.endpoint = Some(endpoint);
+    }
+
+    pub(super) fn caller(&mut self, caller: &Caller, limits: RateStanding) {
+        self.account = Some(caller.policy().account);
+        self.key = Some(caller.policy().key);
+        self.limits = Some(limits);
+    }
+
+    pub(super) fn limits(&mut self, limits: RateStanding) {
+        self.limits = Some(limits);
+    }
+
+    pub(super) fn body_read(&mut self) {
+        self.body = BodyState::Read;
+    }
+
+    pub(super) fn is_body_unread(&self) -> bool {
+        self.body == BodyState::Unread
+    }
+
+    pub(super) fn model(&mut self, model: &Model, ask: &Ask) {
+        self.model = Some(model.name.clone());
+        self.stream = ask.stream;
+    }
+
+    pub(super) fn attempt(&mut self, provider: &ProviderName) {
+        self.attempts += 1;
+        self.provider = Some(provider.clone());
+    }
+
+    pub(super) fn attempt_failed(&mut self, failure: Failure) {
+        self.failures.push(failure);
+    }
+
+    pub(super) fn provider_answered(&mut self, status: u16) {
+        self.provider_status = Some(status);
+    }
+
+    /// The status that the client has been sent.
+    pub(super) fn answered(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    pub(super) fn refused(&mut self, refused: &Refused) {
+        self.kind = Some(refused.kind);
+        self.status = refused.kind.wire().status;
+        self.internal = refused.internal.clone();
+    }
+
+    pub(super) fn stream_ended(&mut self, ending: &Ending) {
+        match ending {
+            Ending::Done => {}
+            Ending::ErrorEvent(_) | Ending::Truncated | Ending::TooLong => self.kind = Some(Kind::UpstreamError),
+        }
+    }
+
+    pub(super) fn settled(&mut self, settlement: Option<Settlement>, ttft_ms: Option<u64>) {
+        if settlement.is_some() {
+            self.settlement = settlement;
+            self.ttft_ms = ttft_ms;
+        }
+    }
+
+    /// The client left while nothing was under way; the status for Pingora.
+    pub(super) fn client_gone(&mut self) -> u16 {
+        self.client_left(STATUS_CLIENT_GONE);
+        0
+    }
+
+    pub(super) fn client_left(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    pub(super) fn internal(&mut self, error: &pingora::Error) {
+        self.internal = Some(error.to_string());
+    }
+
+    /// Names the request and the caller's limits in the head of its answer.
+    pub(super) fn decorate(&mut self, head: &mut ResponseHeader) -> Result<()> {
+        self.status = head.status.as_u16();
+        head.insert_header("x-request-id", self.request_id.to_string())?;
+        if let Some(RateStanding { requests, tokens }) = self.limits {
+            head.insert_header("x-ratelimit-limit-requests", requests.limit.to_string())?;
+            head.insert_header("x-ratelimit-remaining-requests", requests.remaining.to_string())?;
+            head.insert_header("x-ratelimit-reset-requests", reset(requests.reset))?;
+            head.insert_header("x-ratelimit-limit-tokens", tokens.limit.to_string())?;
+            head.insert_header("x-ratelimit-remaining-tokens", tokens.remaining.to_string())?;
+            head.insert_header("x-ratelimit-reset-tokens", reset(tokens.reset))?;
+        }
+        Ok(())
+    }
+
+    /// One line in the log, one request in the metrics.
+    pub(super) fn record(&self, metrics: &Metrics, clock: &Clock) {
+        let latency = clock.now().saturating_duration_since(self.arrived_at);
+        metrics.request_ended(&RequestEnd {
+            endpoint: self.endpoint,
+            model: self.model.as_ref(),
+            provider: self.provider.as_ref(),
+            status: self.status,
+            kind: self.kind,
+            stream: self.stream,
+            latency,
+            ttft: self.ttft_ms.map(Duration::from_millis),
+            settlement: self.settlement.as_ref().map(|s| (s.outcome, s.source, s.usage, s.settled.cost)),
+        });
+        self.log(latency);
+    }
+
+    fn log(&self, latency: Duration) {
+        let settlement = self.settlement.as_ref();
+        tracing::info!(
+            target: "weir::request",
+            request_id = %self.request_id,
+            client_request_id = self.client_request_id.as_deref(),
+            account_id = self.account.map(tracing::field::display),
+            key_id = self.key.map(tracing::field::display),
+            endpoint = self.endpoint.map(Endpoint::path),
+            model = self.model.as_ref().map(ModelName::as_str),
+            provider = self.provider.as_ref().map(ProviderName::as_str),
+            attempts = self.attempts,
+            failures = (!self.failures.is_empty()).then(|| tracing::field::debug(&self.failures)),
+            provider_status = self.provider_status,
+            status = self.status,
+            kind = self.kind.map(Kind::as_str),
+            detail = self.internal.as_deref(),
+            stream = self.stream,
+            outcome = settlement.map(|s| s.outcome.as_str()),
+            usage_source = settlement.map(|s| s.source.as_str()),
+            input_tokens = settlement.map(|s| s.usage.input_total()),
+            output_tokens = settlement.map(|s| s.usage.output_total()),
+            cost_pico_usd = settlement.map(|s| s.settled.cost.0),
+            latency_ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
+            ttft_ms = self.ttft_ms,
+            "request"
+        );
+    }
+}
+
+/// A duration as the OpenAI API writes it in headers: `12ms`, `1s`, `6m0s`, `1h0m0s`. Rounded up to a millisecond below a
+/// second, else to a second.
+fn reset(wait: Duration) -> String {
+    let millis = wait.as_micros().div_ceil(1_000);
+    if millis < 1_000 {
+        return format!("{millis}ms");
+    }
+    let seconds = millis.div_ceil(1_000);
+    let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        (_, _) => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resets_are_written_as_the_openai_api_writes_them() {
+        for (wait, text) in [
+            (Duration::ZERO, "0ms"),
+            (Duration::from_micros(11_001), "12ms"),
+            (Duration::from_secs(1), "1s"),
+            (Duration::from_millis(1_001), "2s"),
+            (Duration::from_secs(360), "6m0s"),
+            (Duration::from_secs(3_723), "1h2m3s"),
+        ] {
+            assert_eq!(reset(wait), text);
+        }
+    }
+}
