@@ -1,1 +1,331 @@
-//! (being written)
+//! What the operator says: one TOML file, checked whole before anything starts.
+//!
+//! Promises: everything that is wrong with the file is told at once, with line and caret; what is left out has a default that is safe;
+//! a secret is named, never contained. Refuses to know: what the parts do with their settings.
+//!
+//! `conf/weir.toml` is the commented reference of every key. Relative paths are relative to the working directory.
+
+mod file;
+mod secrets;
+mod warnings;
+
+pub use secrets::{SecretError, SecretRef, pepper};
+
+use crate::document::Report;
+use crate::ids::{ModelName, ProviderName, TierName};
+use crate::provider::Dialect;
+use crate::relay::Origin;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The whole configuration. The default is that of no file: SQLite in `./weir-data`, loopback, no providers.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[store]`
+    pub store: Store,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[journal]`
+    pub journal: Journal,
+    /// `[log]`
+    pub log: Log,
+    /// `[[provider]]`, by distinct names.
+    pub providers: Vec<Provider>,
+    /// `[[model]]`, by distinct names.
+    pub models: Vec<Model>,
+    /// `[[tier]]`, by distinct names; one of them is [`DEFAULT_TIER`].
+    pub tiers: Vec<Tier>,
+}
+
+/// The side of the clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Where clients connect; at least one, all distinct.
+    pub listen: Vec<SocketAddr>,
+    /// Threads that carry requests; 0 is one per core.
+    pub threads: usize,
+    /// The largest body of a request, in bytes.
+    pub max_body_bytes: usize,
+    /// What the bodies of all requests under way may take together, in bytes; no less than one body.
+    pub max_buffered_bytes: usize,
+    /// For a whole body, from its first read.
+    pub body_timeout: Duration,
+    /// The slowest a body may come, in bytes per second; 0 sets no minimum.
+    pub body_min_bytes_per_s: u64,
+    /// How long an idle connection of a client is kept.
+    pub keepalive_timeout: Duration,
+    /// How long a client may take to read a piece of its answer.
+    pub write_timeout: Duration,
+    /// The largest answer that is not a stream, in bytes.
+    pub max_answer_bytes: usize,
+    /// The largest event of a stream, in bytes.
+    pub max_event_bytes: usize,
+    /// How long requests under way may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// How long the gateway goes on admitting while it cannot see changes in the database.
+    pub max_stale: Duration,
+}
+
+/// The side of the operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where `/metrics`, `/healthz` and `/readyz` are.
+    pub listen: SocketAddr,
+}
+
+/// The database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// `sqlite:` and a path.
+    pub url: String,
+}
+
+/// How keys are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// The secret that key hashes are keyed with; see [`pepper`].
+    pub pepper: SecretRef,
+}
+
+/// The journal of usage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Journal {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// When a record counts as kept.
+    pub durability: Durability,
+}
+
+/// When a record of the journal counts as kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The operating system has it: it outlives the process, not the machine.
+    Os,
+    /// It is on the disk within the next group of records.
+    Group,
+    /// It is on the disk before the answer ends.
+    Strict,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least level that is written.
+    pub level: LogLevel,
+}
+
+/// How grave something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the usual ones")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// One upstream service.
+#[derive(Clone)]
+pub struct Provider {
+    /// What routes and metrics call it.
+    pub name: ProviderName,
+    /// How it speaks.
+    pub dialect: &'static dyn Dialect,
+    /// Where it is.
+    pub origin: Origin,
+    /// The operator's key for it.
+    pub api_key: Option<SecretRef>,
+    /// For a connection.
+    pub connect_timeout: Duration,
+    /// From a request to the head of its answer.
+    pub first_byte_timeout: Duration,
+    /// From one piece of an answer to the next.
+    pub idle_timeout: Duration,
+}
+
+/// A model that clients can ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// What clients and the price book call it.
+    pub name: ModelName,
+    /// Input and output together, in tokens.
+    pub context_tokens: u64,
+    /// The most output of one choice, in tokens.
+    pub max_output_tokens: Option<u64>,
+    /// At least one, to providers that exist.
+    pub routes: Vec<Route>,
+}
+
+/// One way to have a model answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Who answers.
+    pub provider: ProviderName,
+    /// What the provider calls the model.
+    pub model: String,
+    /// The share of traffic relative to the other routes; at least 1.
+    pub weight: u32,
+}
+
+/// What an account may do at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// What accounts call it.
+    pub name: TierName,
+    /// At least 1.
+    pub requests_per_minute: u64,
+    /// Input and output together; at least 1.
+    pub tokens_per_minute: u64,
+    /// Requests at once; at least 1.
+    pub concurrent_requests: u64,
+}
+
+/// The tier of an account that names none.
+pub const DEFAULT_TIER: &str = "default";
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {cause}", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// The file is wrong; all that is wrong with it is here.
+    #[error("{0}")]
+    Wrong(#[from] Report),
+}
+
+impl Config {
+    /// Reads the file; without one, the default.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or is wrong.
+    pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+        let Some(path) = path else { return Ok(Config::default()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
+        Ok(file::parse(&text, &path.display().to_string())?)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            server: Server::default(),
+            admin: Admin::default(),
+            store: Store::default(),
+            auth: Auth::default(),
+            journal: Journal::default(),
+            log: Log::default(),
+            providers: Vec::new(),
+            models: Vec::new(),
+            tiers: vec![Tier::named(DEFAULT_TIER)],
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Server {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            threads: 0,
+            max_body_bytes: 32 << 20,
+            max_buffered_bytes: 512 << 20,
+            body_timeout: Duration::from_secs(120),
+            body_min_bytes_per_s: 1024,
+            keepalive_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(60),
+            max_answer_bytes: 64 << 20,
+            max_event_bytes: 8 << 20,
+            drain_timeout: Duration::from_secs(60),
+            max_stale: Duration::from_secs(900),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Store { url: "sqlite:weir-data/weir.db".to_owned() }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Auth { pepper: SecretRef::File("weir-data/pepper".into()) }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Journal { dir: "weir-data/journal".into(), durability: Durability::Group }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { level: LogLevel::Info }
+    }
+}
+
+impl Tier {
+    /// A tier of that name with the limits that hold where none are told.
+    fn named(name: &str) -> Self {
+        Tier {
+            name: TierName::from(name),
+            requests_per_minute: 600,
+            tokens_per_minute: 1_000_000,
+            concurrent_requests: 50,
+        }
+    }
+}
+
+impl LogLevel {
+    /// Every level.
+    pub const ALL: [LogLevel; 5] =
+        [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+
+    /// The name in the configuration, and in tracing's filters.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Provider { name, dialect, origin, api_key, connect_timeout, first_byte_timeout, idle_timeout } =
+            self;
+        f.debug_struct("Provider")
+            .field("name", name)
+            .field("dialect", &dialect.name())
+            .field("origin", origin)
+            .field("api_key", api_key)
+            .field("connect_timeout", connect_timeout)
+            .field("first_byte_timeout", first_byte_timeout)
+            .field("idle_timeout", idle_timeout)
+            .finish()
+    }
+}

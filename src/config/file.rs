@@ -1,0 +1,437 @@
+//! The configuration file: which keys there are, what may stand there, and how they fit together.
+
+use super::{
+    Admin, Auth, Config, DEFAULT_TIER, Durability, Journal, Log, LogLevel, Model, Provider, Route, SecretRef,
+    Server, Store, Tier,
+};
+use crate::document::{self, Report, Table, Value};
+use crate::ids::{ModelName, ProviderName, TierName};
+use crate::provider::{self, Dialect};
+use crate::relay::Origin;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The longest name of anything, in bytes.
+const NAME_MAX_BYTES: usize = 256;
+/// From a millisecond to a day.
+const TIMES_MS: RangeInclusive<u64> = 1..=86_400_000;
+/// From a kibibyte to a gibibyte.
+const BODY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
+/// What all bodies together may take, up to a tebibyte.
+const BUFFER_BYTES: RangeInclusive<u64> = 1024..=1 << 40;
+const THREADS: RangeInclusive<u64> = 0..=1024;
+const TOKENS: RangeInclusive<u64> = 1..=1_000_000_000;
+const WEIGHTS: RangeInclusive<u64> = 1..=1_000_000;
+/// A limit of this size limits nothing.
+const LIMITS: RangeInclusive<u64> = 1..=1_000_000_000_000;
+
+/// Reads a configuration. `file_name` is what messages call it.
+pub(super) fn parse(text: &str, file_name: &str) -> Result<Config, Report> {
+    document::read(file_name, text, root)
+}
+
+pub(super) fn root(root: &mut Table<'_>) -> Config {
+    let server = root.table("server", server);
+    let admin = root.table("admin", |table| {
+        let listen = table.optional("listen", address).unwrap_or(Admin::default().listen);
+        if server.listen.contains(&listen) {
+            table.problem_at("listen", format!("{listen} is an address of [server], too"));
+        }
+        Admin { listen }
+    });
+    let store = root.table("store", |table| Store {
+        url: table.optional("url", database).unwrap_or(Store::default().url),
+    });
+    let auth = root.table("auth", |table| Auth {
+        pepper: table.optional("pepper", secret).unwrap_or(Auth::default().pepper),
+    });
+    let journal = root.table("journal", journal);
+    let log = root.table("log", log);
+    let mut names = HashSet::new();
+    let providers = root.tables("provider", |table| provider(table, &mut names));
+    let mut model_names = HashSet::new();
+    let models = root.tables("model", |table| model(table, &names, &mut model_names));
+    let mut tier_names = HashSet::new();
+    let mut tiers = root.tables("tier", |table| tier(table, &mut tier_names));
+    if !tier_names.contains(DEFAULT_TIER) {
+        tiers.push(Some(Tier::named(DEFAULT_TIER)));
+    }
+    Config {
+        server,
+        admin,
+        store,
+        auth,
+        journal,
+        log,
+        providers: providers.into_iter().flatten().collect(),
+        models: models.into_iter().flatten().collect(),
+        tiers: tiers.into_iter().flatten().collect(),
+    }
+}
+
+fn server(table: &mut Table<'_>) -> Server {
+    let default = Server::default();
+    let mut seen = HashSet::new();
+    let listen = table.list("listen", |value| {
+        let address = address(value)?;
+        seen.insert(address).then_some(address).ok_or_else(|| format!("{address} stands here twice"))
+    });
+    if listen.as_ref().is_some_and(Vec::is_empty) {
+        table.problem_at("listen", "`listen`: at least one address is needed");
+    }
+    let server = Server {
+        listen: listen.unwrap_or(default.listen),
+        threads: size(table, "threads", default.threads, THREADS),
+        max_body_bytes: size(table, "max_body_bytes", default.max_body_bytes, BODY_BYTES),
+        max_buffered_bytes: size(table, "max_buffered_bytes", default.max_buffered_bytes, BUFFER_BYTES),
+        body_timeout: time(table, "body_timeout_ms", default.body_timeout),
+        body_min_bytes_per_s: table
+            .optional("body_min_bytes_per_s", |value| value.integer(0..=1 << 30))
+            .unwrap_or(default.body_min_bytes_per_s),
+        keepalive_timeout: time(table, "keepalive_timeout_ms", default.keepalive_timeout),
+        write_timeout: time(table, "write_timeout_ms", default.write_timeout),
+        max_answer_bytes: size(table, "max_answer_bytes", default.max_answer_bytes, BODY_BYTES),
+        max_event_bytes: size(table, "max_event_bytes", default.max_event_bytes, BODY_BYTES),
+        drain_timeout: time(table, "drain_timeout_ms", default.drain_timeout),
+        max_stale: time(table, "max_stale_ms", default.max_stale),
+    };
+    if server.max_buffered_bytes < server.max_body_bytes {
+        table.problem_at(
+            "max_buffered_bytes",
+            "all bodies together may take less than one (`max_body_bytes`) alone",
+        );
+    }
+    server
+}
+
+fn journal(table: &mut Table<'_>) -> Journal {
+    let default = Journal::default();
+    let durabilities = [("os", Durability::Os), ("group", Durability::Group), ("strict", Durability::Strict)];
+    Journal {
+        dir: table.optional("dir", directory).unwrap_or(default.dir),
+        durability: table
+            .optional("durability", |value| one_of(value, &durabilities))
+            .unwrap_or(default.durability),
+    }
+}
+
+fn log(table: &mut Table<'_>) -> Log {
+    let levels = LogLevel::ALL.map(|level| (level.as_str(), level));
+    Log { level: table.optional("level", |value| one_of(value, &levels)).unwrap_or(Log::default().level) }
+}
+
+fn provider(table: &mut Table<'_>, names: &mut HashSet<String>) -> Option<Provider> {
+    let name = new_name(table, label, names);
+    let dialect = table.required("dialect", dialect);
+    let origin =
+        table.required("base_url", |value| Origin::parse(value.text()?).map_err(|fault| fault.to_string()));
+    let api_key = table.optional("api_key", secret);
+    let connect_timeout = time(table, "connect_timeout_ms", CONNECT_TIMEOUT);
+    let first_byte_timeout = time(table, "first_byte_timeout_ms", FIRST_BYTE_TIMEOUT);
+    let idle_timeout = time(table, "idle_timeout_ms", IDLE_TIMEOUT);
+    let name = ProviderName::from(name?.as_str());
+    Some(Provider {
+        name,
+        dialect: dialect?,
+        origin: origin?,
+        api_key,
+        connect_timeout,
+        first_byte_timeout,
+        idle_timeout,
+    })
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// As long as the official clients wait: an answer that is not streamed has no byte before its end.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(600);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+fn model(table: &mut Table<'_>, providers: &HashSet<String>, names: &mut HashSet<String>) -> Option<Model> {
+    let name = new_name(table, name, names);
+    let context_tokens = table.required("context_tokens", |value| value.integer(TOKENS));
+    let max_output_tokens = table.optional("max_output_tokens", |value| value.integer(TOKENS));
+    let routes = table.tables("routes", |table| route(table, name.as_deref(), providers));
+    if !table.has("routes") {
+        table.problem("`routes` is missing");
+    } else if routes.is_empty() {
+        table.problem_at("routes", "`routes`: at least one route is needed");
+    }
+    Some(Model {
+        name: ModelName::from(name?.as_str()),
+        context_tokens: context_tokens?,
+        max_output_tokens,
+        routes: routes.into_iter().flatten().collect(),
+    })
+}
+
+fn route(table: &mut Table<'_>, model: Option<&str>, providers: &HashSet<String>) -> Option<Route> {
+    let known = |value: Value<'_>| {
+        let name = value.text()?;
+        providers
+            .contains(name)
+            .then(|| name.to_owned())
+            .ok_or_else(|| format!("there is no [[provider]] `{name}`"))
+    };
+    let provider = table.required("provider", known);
+    let upstream_model = table.optional("model", name).or_else(|| model.map(str::to_owned));
+    let weight = table.optional("weight", |value| value.integer(WEIGHTS)).unwrap_or(1);
+    Some(Route {
+        provider: ProviderName::from(provider?.as_str()),
+        model: upstream_model?,
+        weight: u32::try_from(weight).unwrap_or(u32::MAX),
+    })
+}
+
+fn tier(table: &mut Table<'_>, names: &mut HashSet<String>) -> Option<Tier> {
+    let name = new_name(table, label, names);
+    let default = Tier::named(DEFAULT_TIER);
+    let mut limit = |key, default| table.optional(key, |value| value.integer(LIMITS)).unwrap_or(default);
+    let requests_per_minute = limit("requests_per_minute", default.requests_per_minute);
+    let tokens_per_minute = limit("tokens_per_minute", default.tokens_per_minute);
+    let concurrent_requests = limit("concurrent_requests", default.concurrent_requests);
+    Some(Tier {
+        name: TierName::from(name?.as_str()),
+        requests_per_minute,
+        tokens_per_minute,
+        concurrent_requests,
+    })
+}
+
+/// A `name` that no table of its kind has before it. It is known from here on, whatever else is wrong with the table.
+fn new_name(
+    table: &mut Table<'_>,
+    parse: fn(Value<'_>) -> Result<String, String>,
+    names: &mut HashSet<String>,
+) -> Option<String> {
+    let name = table.required("name", parse)?;
+    if !names.insert(name.clone()) {
+        table.problem_at("name", format!("there is another `{name}` above"));
+    }
+    Some(name)
+}
+
+fn time(table: &mut Table<'_>, key: &'static str, default: Duration) -> Duration {
+    table.optional(key, |value| value.integer(TIMES_MS)).map_or(default, Duration::from_millis)
+}
+
+fn size(table: &mut Table<'_>, key: &'static str, default: usize, range: RangeInclusive<u64>) -> usize {
+    let fitting = |size| usize::try_from(size).map_err(|_| "too large for this machine".to_owned());
+    table.optional(key, |value| value.integer(range).and_then(fitting)).unwrap_or(default)
+}
+
+fn address(value: Value<'_>) -> Result<SocketAddr, String> {
+    let text = value.text()?;
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not an address and port, such as 127.0.0.1:8080 or [::1]:8080"))?;
+    if address.port() == 0 {
+        return Err("the port cannot be 0".to_owned());
+    }
+    Ok(address)
+}
+
+fn database(value: Value<'_>) -> Result<String, String> {
+    let url = value.text()?;
+    if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        return Err("PostgreSQL is not built in this release; use sqlite:PATH".to_owned());
+    }
+    let path = url.strip_prefix("sqlite:").ok_or("sqlite:PATH is expected")?;
+    if path.is_empty() || path.contains(":memory:") {
+        return Err("sqlite: is followed by the path of a file".to_owned());
+    }
+    Ok(url.to_owned())
+}
+
+fn secret(value: Value<'_>) -> Result<SecretRef, String> {
+    SecretRef::parse(value.text()?)
+}
+
+fn directory(value: Value<'_>) -> Result<PathBuf, String> {
+    let path = value.text()?;
+    if path.is_empty() { Err("a path is expected".to_owned()) } else { Ok(path.into()) }
+}
+
+fn dialect(value: Value<'_>) -> Result<&'static dyn Dialect, String> {
+    let name = value.text()?;
+    provider::dialect(name).ok_or_else(|| {
+        let built: Vec<&str> = provider::DIALECTS.iter().map(|dialect| dialect.name()).collect();
+        format!("the dialect `{name}` is not built; there are: {}", built.join(", "))
+    })
+}
+
+fn one_of<T: Copy>(value: Value<'_>, choices: &[(&str, T)]) -> Result<T, String> {
+    let text = value.text()?;
+    choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(|| {
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        format!("`{text}` is none of: {}", names.join(", "))
+    })
+}
+
+/// A name that clients and providers use for a model.
+fn name(value: Value<'_>) -> Result<String, String> {
+    let name = value.text()?;
+    let is_usual = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '?' | '#' | '%');
+    if !(1..=NAME_MAX_BYTES).contains(&name.len()) || !name.chars().all(is_usual) {
+        return Err(format!(
+            "a name has 1 to {NAME_MAX_BYTES} ASCII characters, no spaces and none of \" \\ ? # %"
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+/// A name that is a label of metrics and a word of the command line.
+fn label(value: Value<'_>) -> Result<String, String> {
+    let name = value.text()?;
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !(1..=64).contains(&name.len()) || !name.chars().all(is_usual) {
+        return Err("a name has 1 to 64 letters, digits, or - _ . here".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const REFERENCE: &str = include_str!("../../conf/weir.toml");
+
+    /// The reference with its defaults as settings.
+    fn reference_told() -> String {
+        let told = |line: &str| match line.strip_prefix('#') {
+            Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{setting}\n"),
+            Some(_) | None => format!("{line}\n"),
+        };
+        REFERENCE.lines().map(told).collect()
+    }
+
+    /// What is told of a text that is no configuration.
+    fn told(text: &str) -> String {
+        parse(text, "weir.toml").expect_err(text).to_string()
+    }
+
+    fn with_provider(lines: &str) -> String {
+        format!(
+            "[[provider]]\nname = \"p\"\ndialect = \"openai\"\nbase_url = \"http://127.0.0.1:1/v1\"\n{lines}\n"
+        )
+    }
+
+    #[test]
+    fn the_reference_names_every_key_in_its_table() {
+        let mut named = BTreeSet::new();
+        let mut table = String::new();
+        for line in reference_told().lines() {
+            if let Some(head) = line.strip_prefix('[') {
+                table = head.trim_start_matches('[').split(']').next().unwrap().to_owned();
+                named.insert(table.clone());
+            } else if let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with('#')) {
+                named.insert(format!("{table}.{key}"));
+            }
+            for key in ["provider", "model", "weight"]
+                .iter()
+                .filter(|key| line.starts_with("routes") && line.contains(*key))
+            {
+                named.insert(format!("model.routes.{key}"));
+            }
+        }
+        assert_eq!(named, document::keys(REFERENCE, root));
+    }
+
+    #[test]
+    fn the_defaults_of_the_reference_are_those_of_the_code() {
+        let default = Config::default();
+        for text in [REFERENCE.to_owned(), reference_told()] {
+            let read = parse(&text, "weir.toml").unwrap();
+            assert_eq!(read.server, default.server);
+            assert_eq!(read.admin, default.admin);
+            assert_eq!(read.store, default.store);
+            assert_eq!(read.auth, default.auth);
+            assert_eq!(read.journal, default.journal);
+            assert_eq!(read.log, default.log);
+            assert_eq!(read.tiers, default.tiers);
+            let minimal = parse(&with_provider(""), "weir.toml").unwrap();
+            let times = |provider: &Provider| {
+                (provider.connect_timeout, provider.first_byte_timeout, provider.idle_timeout)
+            };
+            assert_eq!(times(&read.providers[0]), times(&minimal.providers[0]));
+            assert_eq!(read.models[1].routes[0].weight, 1);
+            assert_eq!(read.models[1].routes[0].model, "text-embedding-3-small");
+        }
+    }
+
+    #[test]
+    fn every_problem_of_a_file_is_told_at_once() {
+        let told = told(
+            "[server]\nlisten = [\"127.0.0.1:8080\"]\nlisten_to = 5\n\n[[provider]]\nname = \"p\"\ndialect = \"no-such\"\n\
+             base_url = \"ftp://a\"\napi_key = \"sk-secret\"\n\n[[model]]\nname = \"m\"\ncontext_tokens = 10\n\
+             routes = [{ provider = \"nobody\", model = \"m\", weight = 0 }]\n\n[servers]\n",
+        );
+        for telling in [
+            "unknown key `listen_to`",
+            "weir.toml:3:1",
+            "`no-such` is not built",
+            "must begin with https://",
+            "the secret itself does not belong here",
+            "there is no [[provider]] `nobody`",
+            "`weight`: must be from 1",
+            "unknown key `servers`",
+            "^^^^^^^^^",
+        ] {
+            assert!(told.contains(telling), "{telling}: {told}");
+        }
+        // The provider has a problem of its own; that is no reason to tell that routes to it lead nowhere.
+        let one = "[[provider]]\nname = \"p\"\n[[model]]\nname = \"m\"\ncontext_tokens = 1\nroutes = [{ provider = \"p\" }]\n";
+        assert!(!super::tests::told(one).contains("there is no"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_where_it_stands() {
+        let model =
+            |lines: &str| with_provider(&format!("[[model]]\nname = \"m\"\ncontext_tokens = 1\n{lines}"));
+        for (text, telling) in [
+            ("[server]\nlisten = []".to_owned(), "at least one address"),
+            ("[server]\nlisten = [\"localhost\"]".to_owned(), "not an address"),
+            ("[server]\nlisten = [\"127.0.0.1:0\"]".to_owned(), "port"),
+            ("[server]\nlisten = [\"[::1]:1\", \"[::1]:1\"]".to_owned(), "twice"),
+            ("[server]\nlisten = \"127.0.0.1:8080\"".to_owned(), "list"),
+            ("[admin]\nlisten = \"127.0.0.1:8080\"".to_owned(), "[server], too"),
+            ("[server]\nbody_timeout_ms = 0".to_owned(), "from 1 to"),
+            ("[server]\nmax_body_bytes = 1048576\nmax_buffered_bytes = 65536".to_owned(), "alone"),
+            ("[store]\nurl = \"postgres://user@host/db\"".to_owned(), "not built"),
+            ("[store]\nurl = \"sqlite::memory:\"".to_owned(), "path"),
+            ("[journal]\ndurability = \"never\"".to_owned(), "os, group, strict"),
+            ("[[tier]]\nname = \"t\"\nrequests_per_minute = 0".to_owned(), "from 1 to"),
+            ("[[tier]]\nname = \"t\"\n[[tier]]\nname = \"t\"".to_owned(), "another `t`"),
+            ("[[tier]]\nname = \"t t\"".to_owned(), "letters"),
+            (with_provider("idle_timeout_ms = -1"), "from 1 to"),
+            (with_provider("[[provider]]\nname = \"p\""), "another `p`"),
+            (model(""), "`routes` is missing"),
+            (model("routes = []"), "at least one route"),
+            (model("routes = [\"p\"]"), "tables"),
+            (model("routes = [{ provider = \"p\", weigth = 1 }]"), "unknown key `weigth`"),
+            (model("max_output_tokens = 0\nroutes = [{ provider = \"p\" }]"), "from 1 to"),
+            (
+                with_provider(
+                    "[[model]]\nname = \"tiny \"\ncontext_tokens = 1\nroutes = [{ provider = \"p\" }]",
+                ),
+                "no spaces",
+            ),
+        ] {
+            let told = told(&text);
+            assert!(
+                told.contains(telling) && told.contains('^') && told.contains("weir.toml:"),
+                "{text}: {told}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tier_that_names_a_limit_keeps_the_others_and_default_is_always_there() {
+        let tiers = parse("[[tier]]\nname = \"big\"\ntokens_per_minute = 5\n", "weir.toml").unwrap().tiers;
+        assert_eq!(tiers[0], Tier { tokens_per_minute: 5, ..Tier::named("big") });
+        assert_eq!(tiers[1], Tier::named(DEFAULT_TIER));
+    }
+}
