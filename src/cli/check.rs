@@ -1,0 +1,94 @@
+//! `weir check`: whether a server would start with this configuration, and what it would leave out.
+
+use super::Books;
+use super::failure::Failure;
+use super::output::Report;
+use crate::clock::UnixMicros;
+use crate::config::Config;
+use crate::price::{Book, SEED, SEED_NAME, file};
+use crate::store::{NewPrice, PriceRow};
+use serde::Serialize;
+
+/// Check the configuration, and warn of what would not work
+///
+/// What is wrong is told all at once, with line and caret, and exit status 3. Warnings, on standard error, do not change the exit
+/// status: models without a price, which are not served, and provider keys that cannot be found here, without which a server does
+/// not start.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Example:
+  weir --config weir.toml check")]
+pub(super) struct Check {}
+
+#[derive(Serialize)]
+struct Checked<'a> {
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
+}
+
+impl Check {
+    /// The configuration is loaded: what is left are the warnings.
+    pub(super) async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
+        let Check {} = self;
+        let config = books.config;
+        let now = books.clock.wall();
+        let book = book(books.store.price_rows().await?, now)?;
+        let mut warnings = config.warnings();
+        warnings.extend(
+            config.missing_secrets().into_iter().map(|missing| format!("a server does not start: {missing}")),
+        );
+        warnings.extend(unpriced_models(config, &book, now));
+        let people = format!(
+            "The configuration is good, with {}: {}, {}, {}.",
+            counted(warnings.len(), "warning"),
+            counted(config.providers.len(), "provider"),
+            counted(config.models.len(), "model"),
+            counted(config.tiers.len(), "tier"),
+        );
+        let report = Report::new(&Checked { warnings: &warnings }, people)?;
+        Ok(report.with_warnings(warnings))
+    }
+}
+
+/// The book, or where it is empty the one that a server would begin with.
+fn book(mut rows: Vec<PriceRow>, now: UnixMicros) -> Result<Book, Failure> {
+    if rows.is_empty() {
+        let seed = file::parse(SEED, SEED_NAME)
+            .map_err(|error| Failure::new("invalid_prices", error.to_string()))?;
+        rows = seed.into_iter().map(|price| seeded(price, now)).collect();
+    }
+    Ok(Book::build(rows))
+}
+
+fn seeded(price: NewPrice, now: UnixMicros) -> PriceRow {
+    let NewPrice { model, service_tier, above_input_tokens, class, price } = price;
+    PriceRow { version: 1, model, service_tier, above_input_tokens, class, price, effective_at: now }
+}
+
+fn unpriced_models(config: &Config, book: &Book, now: UnixMicros) -> impl Iterator<Item = String> {
+    let unpriced = config.models.iter().filter(move |model| book.model(model.name.as_str(), now).is_none());
+    unpriced.map(|model| {
+        format!("model {}: not served, since it has no price; `weir price import` gives it one", model.name)
+    })
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    match count {
+        0 => format!("no {noun}s"),
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_book_is_checked_as_the_server_would_fill_it() {
+        let now = UnixMicros(1);
+        let seeded = book(Vec::new(), now).unwrap();
+        let model = seeded.models().next().expect("the seed has prices");
+        assert!(seeded.model(model, now).is_some());
+    }
+}
