@@ -1,0 +1,248 @@
+//! What a request asks for, read once, and where in its text each thing stands.
+//!
+//! Invariant: a body that is taken has one reading. A key that the gateway acts on and that stands twice, in another case or with
+//! escapes is refused, for the provider might act on the other one.
+
+use super::edit::Edit;
+use super::keys::{Object, StreamOptions, span};
+use super::scan::{DEPTH_MAX, TooDeep, input_estimate};
+use super::{Endpoint, prompt};
+use crate::refusal::{Kind, Refused};
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use std::ops::Range;
+
+/// A request as far as the gateway acts on it.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Where it was sent to.
+    pub endpoint: Endpoint,
+    /// The model, as the client calls it. Never empty.
+    pub model: String,
+    /// Whether the answer is to come as events.
+    pub stream: bool,
+    /// The most output of one choice, in tokens, where the client says one.
+    pub max_output_tokens: Option<u64>,
+    /// How many answers will be made, for all prompts together; at least 1.
+    pub choices: u64,
+    /// The service tier asked for.
+    pub service_tier: Option<String>,
+    /// Whether the client wants the usage at the end of its stream.
+    pub include_usage: bool,
+    input_estimate: u64,
+    model_at: Range<usize>,
+    /// What makes the provider report the usage of a stream.
+    usage_edit: Option<Edit>,
+}
+
+/// The most choices of one request, as in the API.
+const CHOICES_MAX: u64 = 128;
+/// The longest name of a service tier, in bytes.
+const SERVICE_TIER_MAX_BYTES: usize = 64;
+
+impl Ask {
+    /// Reads a body.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidJson`, `TooDeep`, `DuplicateKey`, `InvalidValue` or `UnsupportedParameter`, the last three naming the key.
+    pub fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Ask, Refused> {
+        let text = std::str::from_utf8(body)
+            .map_err(|_| Refused::new(Kind::InvalidJson, "The request body is not UTF-8 text."))?;
+        let input_estimate = input_estimate(text).map_err(|TooDeep| too_deep())?;
+        let keys: Object<'_> = serde_json::from_str(text).map_err(|error| invalid_json(&error))?;
+        if let Some(name) = keys.ambiguous {
+            return Err(ambiguous(name, name));
+        }
+        refuse_state(&keys, text)?;
+        let (model, model_at) = model(&keys, text)?;
+        let stream = flag(&keys, "stream")?;
+        if stream && !endpoint.has_output() {
+            return Err(
+                Refused::new(Kind::UnsupportedParameter, "Embeddings cannot be streamed.").param("stream")
+            );
+        }
+        let (include_usage, usage_edit) = usage_asked(&keys, text)?;
+        Ok(Ask {
+            endpoint,
+            model,
+            stream,
+            max_output_tokens: output_limit(&keys, endpoint)?,
+            choices: choices(&keys, endpoint)?,
+            service_tier: service_tier(&keys)?,
+            include_usage: stream && include_usage,
+            input_estimate,
+            model_at,
+            usage_edit: usage_edit.filter(|_| stream),
+        })
+    }
+
+    /// The most input tokens that the request can have, more or less; cheap, and generous rather than exact.
+    pub fn input_estimate(&self) -> u64 {
+        self.input_estimate
+    }
+
+    /// What makes the body one for a provider that calls the model so, and that is to report its usage.
+    pub fn edits(&self, upstream_model: &str) -> Vec<Edit> {
+        let name = serde_json::Value::from(upstream_model).to_string();
+        let model = Edit { at: self.model_at.clone(), text: name };
+        std::iter::once(model).chain(self.usage_edit.clone()).collect()
+    }
+}
+
+/// Refuses what would bind the request to what one provider keeps: the next request may go to another.
+fn refuse_state(keys: &Object<'_>, text: &str) -> Result<(), Refused> {
+    let unsupported = |name: &'static str| {
+        Refused::new(
+            Kind::UnsupportedParameter,
+            format!("{name:?} is not supported: this service does not keep state between requests. Send the whole conversation."),
+        )
+        .param(name)
+    };
+    if flag(keys, "store")? {
+        return Err(unsupported("store"));
+    }
+    if let Some(name) =
+        ["previous_response_id", "conversation"].into_iter().find(|name| keys.get(name).is_some())
+    {
+        return Err(unsupported(name));
+    }
+    // Rare enough that looking closer costs nothing.
+    if memchr::memmem::find(text.as_bytes(), b"\"file_id\"").is_some()
+        && keys.get("messages").is_some_and(prompt::names_a_file)
+    {
+        let message = "Files kept at a provider are not supported: send the file's content as \"file_data\".";
+        return Err(Refused::new(Kind::UnsupportedParameter, message).param("messages"));
+    }
+    Ok(())
+}
+
+fn model(keys: &Object<'_>, text: &str) -> Result<(String, Range<usize>), Refused> {
+    let read = keys.get("model").and_then(|raw| {
+        let name: String = serde_json::from_str(raw.get()).ok()?;
+        (!name.is_empty()).then(|| (name, span(raw, text)))
+    });
+    read.ok_or_else(|| invalid("model", "must be a string: the name of a model. See GET /v1/models"))
+}
+
+fn flag(keys: &Object<'_>, name: &'static str) -> Result<bool, Refused> {
+    match keys.get(name).map(RawValue::get) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(invalid(name, "must be true or false")),
+    }
+}
+
+fn output_limit(keys: &Object<'_>, endpoint: Endpoint) -> Result<Option<u64>, Refused> {
+    // A completion without output is a way to have the prompt scored.
+    let least = if endpoint == Endpoint::Completions { 0 } else { 1 };
+    let new = whole_number(keys, "max_completion_tokens", least, u64::MAX)?;
+    let old = whole_number(keys, "max_tokens", least, u64::MAX)?;
+    // Where both stand, providers differ on which one counts.
+    Ok(new.max(old))
+}
+
+fn choices(keys: &Object<'_>, endpoint: Endpoint) -> Result<u64, Refused> {
+    let n = whole_number(keys, "n", 1, CHOICES_MAX)?.unwrap_or(1);
+    // Every one that is made is paid for, however many are shown.
+    let made = whole_number(keys, "best_of", 1, CHOICES_MAX)?.unwrap_or(1);
+    let prompts = match endpoint {
+        Endpoint::Completions => keys.get("prompt").map_or(1, prompts),
+        Endpoint::ChatCompletions | Endpoint::Embeddings => 1,
+    };
+    Ok(n.max(made).saturating_mul(prompts))
+}
+
+/// How many prompts there are: an array of texts, or of arrays of tokens, is many; an array of tokens is one.
+fn prompts(raw: &RawValue) -> u64 {
+    let is_many = raw.get().strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with(['"', '[']));
+    let count = |parts: Vec<IgnoredAny>| u64::try_from(parts.len()).unwrap_or(u64::MAX);
+    if is_many { serde_json::from_str(raw.get()).map_or(1, count) } else { 1 }
+}
+
+fn service_tier(keys: &Object<'_>) -> Result<Option<String>, Refused> {
+    let Some(raw) = keys.get("service_tier") else { return Ok(None) };
+    match serde_json::from_str::<String>(raw.get()) {
+        Ok(tier) if tier.len() <= SERVICE_TIER_MAX_BYTES => Ok(Some(tier)),
+        Ok(_) | Err(_) => Err(invalid("service_tier", "must be the name of a service tier")),
+    }
+}
+
+/// Whether the client wants to see the usage of its stream, and what has to change for the provider to tell it.
+fn usage_asked(keys: &Object<'_>, text: &str) -> Result<(bool, Option<Edit>), Refused> {
+    const OPTIONS: &str = "stream_options";
+    const WANTED: &str = r#""include_usage":true"#;
+    let Some(raw) = keys.raw(OPTIONS) else {
+        // The body has a model, so something follows.
+        let open = text.find('{').map_or(0, |at| at + 1);
+        return Ok((false, Some(Edit { at: open..open, text: format!(r#""{OPTIONS}":{{{WANTED}}},"#) })));
+    };
+    let at = span(raw, text);
+    if raw.get() == "null" {
+        return Ok((false, Some(Edit { at, text: format!("{{{WANTED}}}") })));
+    }
+    let not_options = |_| invalid(OPTIONS, "must be an object");
+    let options: StreamOptions<'_> = serde_json::from_str(raw.get()).map_err(not_options)?;
+    if options.is_ambiguous {
+        return Err(ambiguous("include_usage", OPTIONS));
+    }
+    match options.include_usage {
+        None => {
+            let open = at.start + 1;
+            let comma = if options.is_empty { "" } else { "," };
+            Ok((false, Some(Edit { at: open..open, text: format!("{WANTED}{comma}") })))
+        }
+        Some(value) if value.get() == "true" => Ok((true, None)),
+        Some(value) if matches!(value.get(), "false" | "null") => {
+            Ok((false, Some(Edit { at: span(value, text), text: "true".to_owned() })))
+        }
+        Some(_) => Err(invalid(OPTIONS, "must have true or false as include_usage")),
+    }
+}
+
+fn whole_number(
+    keys: &Object<'_>,
+    name: &'static str,
+    least: u64,
+    most: u64,
+) -> Result<Option<u64>, Refused> {
+    let Some(raw) = keys.get(name) else { return Ok(None) };
+    match raw.get().parse::<u64>() {
+        Ok(number) if (least..=most).contains(&number) => Ok(Some(number)),
+        Ok(_) | Err(_) if most == u64::MAX => {
+            Err(invalid(name, &format!("must be a whole number of at least {least}")))
+        }
+        Ok(_) | Err(_) => Err(invalid(name, &format!("must be a whole number from {least} to {most}"))),
+    }
+}
+
+fn invalid(name: &'static str, must: &str) -> Refused {
+    Refused::new(Kind::InvalidValue, format!("{name:?} {must}.")).param(name)
+}
+
+fn ambiguous(name: &'static str, param: &'static str) -> Refused {
+    Refused::new(
+        Kind::DuplicateKey,
+        format!("{name:?} could be read in two ways. Write it once, in lower case and without escapes."),
+    )
+    .param(param)
+}
+
+fn too_deep() -> Refused {
+    Refused::new(Kind::TooDeep, format!("The request body nests more than {DEPTH_MAX} levels deep."))
+}
+
+fn invalid_json(error: &serde_json::Error) -> Refused {
+    let message = match error.classify() {
+        serde_json::error::Category::Data => "The request body must be a JSON object.".to_owned(),
+        serde_json::error::Category::Eof => "The request body is not JSON: it ends too early.".to_owned(),
+        // Where, and not what: the parser's own words quote the body.
+        serde_json::error::Category::Syntax | serde_json::error::Category::Io => {
+            format!("The request body is not JSON, at line {} column {}.", error.line(), error.column())
+        }
+    };
+    Refused::new(Kind::InvalidJson, message)
+}
+
+#[cfg(test)]
+mod tests;
