@@ -1,1 +1,35 @@
-//! (being written)
+//! The database, and the only place that speaks SQL.
+//!
+//! Promises: each verb is one transaction or one snapshot; every wait is bounded; a transaction that moves money checks the account's
+//! numbers in the database itself. Refuses to know: when to grant, what a request costs, who may ask.
+//!
+//! Amounts are integers: micro-dollars in columns that end in `_micro`, pico-dollars in `_pico`. Times are microseconds since 1970 UTC.
+
+mod accounts;
+mod audit;
+mod batch;
+mod changes;
+mod credit;
+mod entries;
+mod error;
+mod keys;
+mod leases;
+mod open;
+mod prices;
+mod refunds;
+mod requests;
+mod sessions;
+
+pub use accounts::{Account, AccountStatus};
+pub use audit::{AccountBooks, LeaseBooks, SessionBooks, Snapshot};
+pub use batch::{Batch, BatchError, RequestRow};
+pub use changes::{Change, Subject};
+pub use credit::{Credited, LotKind, NewCredit};
+pub use error::StoreError;
+pub use keys::{KeyRecord, NewKey};
+pub use leases::{Grant, GrantRefused, LeaseTotals};
+pub use open::{Opened, Store};
+pub use prices::{NewPrice, PriceRow};
+pub use refunds::{Lot, Refund, RefundStep};
+pub use requests::UsageRow;
+pub use sessions::{LiveSession, NewSession, SessionState};
