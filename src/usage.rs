@@ -160,6 +160,26 @@ impl Usage {
         ]
     }
 
+    /// The units of a class, to be changed.
+    pub fn class_mut(&mut self, class: Class) -> &mut u64 {
+        match class {
+            Class::Input => &mut self.input,
+            Class::CacheRead => &mut self.cache_read,
+            Class::CacheWrite5m => &mut self.cache_write_5m,
+            Class::CacheWrite1h => &mut self.cache_write_1h,
+            Class::AudioIn => &mut self.audio_in,
+            Class::ImageIn => &mut self.image_in,
+            Class::Output => &mut self.output,
+            Class::Reasoning => &mut self.reasoning,
+            Class::AudioOut => &mut self.audio_out,
+            Class::ImageOut => &mut self.image_out,
+            Class::Seconds => &mut self.seconds,
+            Class::Characters => &mut self.characters,
+            Class::Images => &mut self.images,
+            Class::Calls => &mut self.calls,
+        }
+    }
+
     /// All input tokens, cached ones included, as OpenAI counts `prompt_tokens`.
     pub fn input_total(&self) -> u64 {
         [self.input, self.cache_read, self.cache_write_5m, self.cache_write_1h, self.audio_in, self.image_in]
@@ -207,17 +227,23 @@ pub enum Outcome {
     ClientGone,
     /// The gateway stopped, or a fault in it ended the request. Billed: input and what passed.
     Shutdown,
+    /// The process died; its journal was replayed. Billed: input and what was last noted to have passed.
+    GatewayDied,
+    /// The account's credit could not cover more of the answer. Billed: input and what passed.
+    CreditExhausted,
 }
 
 impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Outcome; 6] = [
+    /// Every outcome. The journal keeps the place in this list: new ones go to its end.
+    pub const ALL: [Outcome; 8] = [
         Outcome::Completed,
         Outcome::UpstreamError,
         Outcome::UpstreamTimeout,
         Outcome::UpstreamCut,
         Outcome::ClientGone,
         Outcome::Shutdown,
+        Outcome::GatewayDied,
+        Outcome::CreditExhausted,
     ];
 
     /// The name in the store, on the wire and in metrics.
@@ -229,6 +255,8 @@ impl Outcome {
             Outcome::UpstreamCut => "upstream_cut",
             Outcome::ClientGone => "client_gone",
             Outcome::Shutdown => "shutdown",
+            Outcome::GatewayDied => "gateway_died",
+            Outcome::CreditExhausted => "credit_exhausted",
         }
     }
 }

@@ -1,0 +1,160 @@
+//! The leases of this process, by account. Never an evicting cache: a lease that is forgotten is credit that is lost until the session ends.
+
+use super::Standing;
+use super::cell::Cell;
+use crate::feed::Feed;
+use crate::ids::AccountId;
+use crate::money::Picos;
+use crate::store::LeaseTotals;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+/// What this process has of an account's credit.
+pub(super) struct Lease {
+    pub(super) cell: Cell,
+    /// One grant or return at a time.
+    pub(super) moving: tokio::sync::Mutex<Moving>,
+    /// Below so much free credit, more is fetched ahead of need.
+    pub(super) low_pico: AtomicI64,
+    /// The version of the changes at which there was no credit at all, plus one; 0 is "not known".
+    empty_at: AtomicU64,
+    /// The largest hold that was asked for.
+    biggest_pico: AtomicI64,
+    /// Spent since the last grant.
+    spent_pico: AtomicI64,
+    /// Requests since the last look at idle leases.
+    pub(super) uses: AtomicU64,
+}
+
+/// What only who holds the lock may know and change.
+pub(super) struct Moving {
+    /// The totals that the cell reflects.
+    pub(super) known: LeaseTotals,
+    /// Spent per second, smoothed.
+    rate_pico: f64,
+    granted_at: Option<Instant>,
+}
+
+/// Sums over the leases.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) count: u64,
+    pub(super) free: Picos,
+    pub(super) held: Picos,
+}
+
+#[derive(Default)]
+pub(super) struct Leases {
+    shards: [RwLock<HashMap<AccountId, Arc<Lease>>>; SHARDS],
+    /// What each lease was last written down to hold.
+    pub(super) noted: Mutex<HashMap<AccountId, i64>>,
+}
+
+const SHARDS: usize = 16;
+
+impl Lease {
+    fn new() -> Self {
+        Lease {
+            cell: Cell::new(),
+            moving: tokio::sync::Mutex::new(Moving {
+                known: LeaseTotals::default(),
+                rate_pico: 0.0,
+                granted_at: None,
+            }),
+            low_pico: AtomicI64::new(0),
+            empty_at: AtomicU64::new(0),
+            biggest_pico: AtomicI64::new(0),
+            spent_pico: AtomicI64::new(0),
+            uses: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn standing(&self, account: AccountId, feed: &Feed) -> Standing {
+        let empty_at = self.empty_at.load(Ordering::Acquire);
+        if empty_at > 0 && feed.is_account_current(empty_at - 1, account) {
+            return Standing::Empty;
+        }
+        if self.cell.free().0 > 0 { Standing::Funded } else { Standing::Unknown }
+    }
+
+    pub(super) fn is_empty_at(&self, version: Option<u64>) {
+        self.empty_at.store(version.map_or(0, |version| version + 1), Ordering::Release);
+    }
+
+    pub(super) fn spent(&self, cost: Picos) {
+        self.spent_pico.fetch_add(cost.0, Ordering::Relaxed);
+    }
+
+    pub(super) fn asked(&self, amount: Picos) {
+        self.biggest_pico.fetch_max(amount.0, Ordering::Relaxed);
+        self.uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How much credit it would be good to have, in pico-dollars: for fifteen minutes at the rate of late, for four of the largest
+    /// requests, and for half a dollar.
+    pub(super) fn wanted(&self, moving: &mut Moving, now: Instant) -> Picos {
+        let spent = self.spent_pico.swap(0, Ordering::Relaxed);
+        if let Some(before) = moving.granted_at.replace(now) {
+            let seconds = now.saturating_duration_since(before).as_secs_f64().max(1.0);
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a rate to size leases by; no amount is derived from it exactly"
+            )]
+            let rate = spent as f64 / seconds;
+            moving.rate_pico = (moving.rate_pico + rate) / 2.0;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "clamped on the next line")]
+        let by_rate = (moving.rate_pico * OUTAGE.as_secs_f64()) as i64;
+        let by_size = self.biggest_pico.load(Ordering::Relaxed).saturating_mul(HOLDS_WANTED);
+        Picos(by_rate.max(by_size).clamp(WANTED_MIN_PICO, WANTED_MAX_PICO))
+    }
+}
+
+/// What a lease should last for: the database may be away so long.
+const OUTAGE: Duration = Duration::from_secs(900);
+/// Requests of the largest kind that a lease should cover.
+const HOLDS_WANTED: i64 = 4;
+/// Half a dollar.
+const WANTED_MIN_PICO: i64 = 500_000_000_000;
+/// A million dollars; nine times that is what 64 bits hold.
+const WANTED_MAX_PICO: i64 = 1_000_000_000_000_000_000;
+
+impl Leases {
+    pub(super) fn get(&self, account: AccountId) -> Option<Arc<Lease>> {
+        self.shard(account).read().unwrap_or_else(PoisonError::into_inner).get(&account).cloned()
+    }
+
+    pub(super) fn of(&self, account: AccountId) -> Arc<Lease> {
+        if let Some(lease) = self.get(account) {
+            return lease;
+        }
+        let mut shard = self.shard(account).write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(shard.entry(account).or_insert_with(|| Arc::new(Lease::new())))
+    }
+
+    pub(super) fn all(&self) -> Vec<(AccountId, Arc<Lease>)> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            all.extend(shard.iter().map(|(account, lease)| (*account, Arc::clone(lease))));
+        }
+        all
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for (_, lease) in self.all() {
+            totals.count += 1;
+            totals.free = totals.free.saturating_add(lease.cell.free());
+            totals.held = totals.held.saturating_add(lease.cell.held());
+        }
+        totals
+    }
+
+    fn shard(&self, account: AccountId) -> &RwLock<HashMap<AccountId, Arc<Lease>>> {
+        // The last byte of a UUID version 7 is random.
+        &self.shards[usize::from(account.as_bytes()[15]) % SHARDS]
+    }
+}

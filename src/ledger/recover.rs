@@ -1,0 +1,170 @@
+//! Dead sessions: their journals are replayed into the database, what they had open is billed, and their leases go back.
+//!
+//! Promises: what is settled twice here is in the database once, by the watermark; a replay that is cut off is taken up where it was; a
+//! journal that is damaged stops with an error that names the place, and its leases stay out. A session is never resumed.
+
+use super::database::Database;
+use super::host::{JournalHome, SessionDirectory};
+use super::journal::{Directory, Progress, Record, Scanned, Sent, scan};
+use super::writer::{WriteError, write};
+use super::{LedgerError, rows};
+use crate::clock::Clock;
+use crate::ids::{RequestId, SessionId};
+use crate::store::{RequestRow, SessionState, Store, StoreError};
+use std::collections::{BTreeMap, HashMap};
+use uuid::Uuid;
+
+/// What a recovery found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Sessions that were closed.
+    pub sessions: u64,
+    /// Settlements that the database did not have.
+    pub settled: u64,
+    /// Requests that were open, and are billed now.
+    pub died: u64,
+    /// Bytes of torn tails.
+    pub torn_bytes: u64,
+}
+
+/// Rows brought to the database at once.
+const ROWS_MAX: usize = 1_000;
+
+/// Recovers every dead session of this machine.
+pub(super) async fn orphans(
+    home: &JournalHome,
+    store: &Store,
+    clock: &Clock,
+) -> Result<Recovered, LedgerError> {
+    let mut all = Recovered::default();
+    for orphan in home.orphans()? {
+        let one = session(&orphan, store, clock).await?;
+        all.sessions += one.sessions;
+        all.settled += one.settled;
+        all.died += one.died;
+        all.torn_bytes += one.torn_bytes;
+    }
+    Ok(all)
+}
+
+async fn session(orphan: &SessionDirectory, store: &Store, clock: &Clock) -> Result<Recovered, LedgerError> {
+    let path = orphan.path().display().to_string();
+    let scanned = scan(&Directory::new(orphan.path()))
+        .map_err(|cause| LedgerError::Replay { path: path.clone(), cause })?;
+    let bytes = scanned.bytes;
+    let recovered = replay(orphan.session(), scanned, store, clock).await?;
+    orphan.remove().map_err(|cause| LedgerError::Journal { dir: path, cause })?;
+    tracing::info!(
+        session_id = %orphan.session(),
+        settled = recovered.settled,
+        died = recovered.died,
+        torn_bytes = recovered.torn_bytes,
+        journal_bytes = bytes,
+        "a dead session is recovered"
+    );
+    Ok(recovered)
+}
+
+/// Replays a journal and ends its session.
+pub async fn replay(
+    session: SessionId,
+    scanned: Scanned,
+    database: &dyn Database,
+    clock: &Clock,
+) -> Result<Recovered, LedgerError> {
+    let Some((state, applied_seq)) = database.session(session).await? else {
+        // The process died before the database knew of its session: nothing was granted to it, so nothing was sent.
+        return Ok(Recovered { torn_bytes: scanned.torn_bytes, ..Recovered::default() });
+    };
+    if state == SessionState::Closed {
+        return Ok(Recovered { torn_bytes: scanned.torn_bytes, ..Recovered::default() });
+    }
+    let mut found = Found::default();
+    let last_seq = scanned.records.last().map_or(applied_seq, |(seq, _)| *seq).max(applied_seq);
+    for (seq, record) in scanned.records {
+        found
+            .take(seq, record, applied_seq)
+            .map_err(|what| StoreError::Damaged(format!("session {session}: {what}")))?;
+    }
+    let died = found.died(last_seq + 1, database).await?;
+    let recovered = Recovered {
+        sessions: 1,
+        settled: found.settled.len() as u64,
+        died: died.len() as u64,
+        torn_bytes: scanned.torn_bytes,
+    };
+    let mut applied_seq = applied_seq;
+    let all: Vec<RequestRow> = found.settled.into_iter().chain(died).collect();
+    for rows in all.chunks(ROWS_MAX) {
+        let written = write(database, session, applied_seq, rows, clock.wall()).await.map_err(unwritten)?;
+        applied_seq = written.applied_seq;
+    }
+    database.end_session(session, SessionState::Closed, applied_seq, clock.wall()).await?;
+    Ok(recovered)
+}
+
+fn unwritten(error: WriteError) -> LedgerError {
+    match error {
+        WriteError::Store(error) => LedgerError::Store(error),
+        set_back @ WriteError::SetBack { .. } => {
+            LedgerError::Store(StoreError::Damaged(set_back.to_string()))
+        }
+    }
+}
+
+/// What a journal says.
+#[derive(Default)]
+struct Found {
+    /// Settlements that the database does not have, in order.
+    settled: Vec<RequestRow>,
+    /// Requests that were sent and not settled, by the number at which they were first sent.
+    open: BTreeMap<u64, (Sent, Option<Progress>)>,
+    by_request: HashMap<[u8; 16], u64>,
+}
+
+impl Found {
+    fn take(&mut self, seq: u64, record: Record, applied_seq: u64) -> Result<(), String> {
+        match record {
+            Record::Sent(sent) => {
+                let first = *self.by_request.entry(sent.request_id).or_insert(seq);
+                // Sent once more, or carried forward: what was known of its progress comes again behind it.
+                self.open.insert(first, (sent, None));
+            }
+            Record::Failed(request_id) => self.close(&request_id),
+            Record::Progress(progress) => {
+                let first = self.by_request.get(&progress.request_id);
+                if let Some((_, known)) = first.and_then(|first| self.open.get_mut(first)) {
+                    *known = Some(progress);
+                }
+            }
+            Record::Settle(settle) => {
+                self.close(&settle.request_id);
+                if seq > applied_seq {
+                    let row = rows::row(seq, &settle)
+                        .ok_or_else(|| format!("the settlement {seq} makes no sense"))?;
+                    self.settled.push(row);
+                }
+            }
+            Record::Synced(_) => {}
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, request_id: &[u8; 16]) {
+        if let Some(first) = self.by_request.remove(request_id) {
+            self.open.remove(&first);
+        }
+    }
+
+    /// The rows of what was open, numbered from `first_seq` on in the order in which it was sent. What an earlier try that was cut off
+    /// has billed is left out.
+    async fn died(&self, first_seq: u64, database: &dyn Database) -> Result<Vec<RequestRow>, StoreError> {
+        let mut died = Vec::new();
+        for (sent, progress) in self.open.values() {
+            if !database.has_request(RequestId(Uuid::from_bytes(sent.request_id))).await? {
+                died.push(rows::died(first_seq + died.len() as u64, sent, progress.as_ref()));
+            }
+        }
+        Ok(died)
+    }
+}
