@@ -11,6 +11,7 @@ pub mod clock;
 // Layer 1: tools without policy.
 pub mod sse;
 pub mod tokens;
+pub mod document;
 pub mod openai;
 pub mod metrics;
 pub mod store;

@@ -1,1 +1,227 @@
-//! (being written)
+//! Every metric of the process, declared in one place.
+//!
+//! Promises: labels are enums of ours or names of the catalogue, never a key, an account, or a text that a client sent; counting a
+//! request is one look-up and a few atomic additions. Refuses to know: where a number comes from, and who reads it.
+//!
+//! Our own names begin in `weir_`; the four `gen_ai_*` histograms are those of the Envoy AI Gateway, with its buckets.
+
+mod families;
+mod levels;
+mod process;
+mod series;
+
+pub use levels::Level;
+
+use crate::ids::{ModelName, ProviderName};
+use crate::money::Picos;
+use crate::openai::Endpoint;
+use crate::refusal::Kind;
+use crate::usage::{Outcome, Usage, UsageSource};
+use arc_swap::ArcSwap;
+use families::Families;
+use levels::Levels;
+use prometheus::{Registry, TextEncoder};
+use series::{Key, Series};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The metrics of the process. Cheap to clone; clones count together.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    families: Families,
+    levels: Levels,
+    /// As many as there are combinations of endpoint, model and provider that were asked for; read without a lock.
+    series: ArcSwap<HashMap<Key, Arc<Series>>>,
+}
+
+/// A metric is declared or shown in a way that the format does not have.
+#[derive(Debug, thiserror::Error)]
+#[error("the metrics are at fault: {0}")]
+pub struct BadMetric(prometheus::Error);
+
+/// One request, as it ended.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestEnd<'a> {
+    /// What was asked for; `None` when the request was refused before that was known.
+    pub endpoint: Option<Endpoint>,
+    /// The model, once it was found in the catalogue.
+    pub model: Option<&'a ModelName>,
+    /// The provider that was tried last.
+    pub provider: Option<&'a ProviderName>,
+    /// The HTTP status that the client has been sent; 499 when it left before, 0 when nothing is known.
+    pub status: u16,
+    /// Why it was refused or failed.
+    pub kind: Option<Kind>,
+    /// Whether the answer was asked for as a stream.
+    pub stream: bool,
+    /// From the head of the request to the end of its answer.
+    pub latency: Duration,
+    /// From the head of the request to the first output.
+    pub ttft: Option<Duration>,
+    /// The bill, if something was sent to a provider.
+    pub bill: Option<Billed>,
+}
+
+/// What a request was billed.
+#[derive(Clone, Copy, Debug)]
+pub struct Billed {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Who counted.
+    pub source: UsageSource,
+    /// What was used.
+    pub usage: Usage,
+    /// What it cost.
+    pub cost: Picos,
+    /// What of the cost was above the credit held for it.
+    pub over: Picos,
+    /// A used class had no price of its own.
+    pub fallback: bool,
+}
+
+impl Metrics {
+    /// Everything at zero, in a registry of its own.
+    ///
+    /// # Errors
+    ///
+    /// Two metrics have one name, or one has none that Prometheus takes: a fault of this module, shown at every start.
+    pub fn new() -> Result<Self, BadMetric> {
+        let registry = Registry::new();
+        let families = Families::new(&registry).map_err(BadMetric)?;
+        let levels = Levels::new(&registry).map_err(BadMetric)?;
+        Ok(Metrics(Arc::new(Inner { registry, families, levels, series: ArcSwap::default() })))
+    }
+
+    /// Counts a request that has ended.
+    pub fn request_ended(&self, end: &RequestEnd<'_>) {
+        let key = Key::of(end);
+        let series = self.0.series.load();
+        match series.get(&key) {
+            Some(series) => series.count(&self.0.families, end),
+            None => self.begin(&key).count(&self.0.families, end),
+        }
+    }
+
+    /// Counts an attempt at a provider that failed, by the name of its failure.
+    pub fn attempt_failed(&self, failure: &'static str) {
+        self.0.families.attempt_failures.with_label_values(&[failure]).inc();
+    }
+
+    /// Notes what a part of the process says of itself. A total that falls is taken for one that stands still.
+    pub fn set(&self, level: Level, value: f64) {
+        self.0.levels.set(level, value);
+    }
+
+    /// Everything in the Prometheus text format, with what the kernel says of the process.
+    ///
+    /// # Errors
+    ///
+    /// A metric that the format cannot carry: a fault of this module.
+    pub fn render(&self) -> Result<String, BadMetric> {
+        for (level, value) in process::read() {
+            self.set(level, value);
+        }
+        TextEncoder::new().encode_to_string(&self.0.registry.gather()).map_err(BadMetric)
+    }
+
+    fn begin(&self, key: &Key) -> Arc<Series> {
+        let fresh = Arc::new(Series::new(key.clone()));
+        self.0.series.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            known.entry(key.clone()).or_insert_with(|| Arc::clone(&fresh));
+            known
+        });
+        // Another thread may have been first; its handles and these lead to the same numbers.
+        fresh
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end<'a>(model: Option<&'a ModelName>, provider: Option<&'a ProviderName>) -> RequestEnd<'a> {
+        RequestEnd {
+            endpoint: Some(Endpoint::ChatCompletions),
+            model,
+            provider,
+            status: 200,
+            kind: None,
+            stream: true,
+            latency: Duration::from_millis(1_250),
+            ttft: Some(Duration::from_millis(250)),
+            bill: Some(Billed {
+                outcome: Outcome::Completed,
+                source: UsageSource::Reported,
+                usage: Usage { input: 10, cache_read: 5, output: 11, ..Usage::default() },
+                cost: Picos(2_500_000_000_000),
+                over: Picos(0),
+                fallback: true,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_request_shows_in_every_family_under_its_catalogue_names() {
+        let metrics = Metrics::new().unwrap();
+        let (model, provider) = (ModelName::from("tiny"), ProviderName::from("main"));
+        metrics.request_ended(&end(Some(&model), Some(&provider)));
+        metrics.request_ended(&end(Some(&model), Some(&provider)));
+        metrics.attempt_failed("reset");
+        let text = metrics.render().unwrap();
+        for line in [
+            "weir_requests_total{kind=\"ok\",model=\"tiny\",provider=\"main\",route=\"chat_completions\"} 2",
+            "weir_settlements_total{model=\"tiny\",outcome=\"completed\",provider=\"main\",source=\"reported\"} 2",
+            "weir_used_units_total{class=\"cache_read\",model=\"tiny\",provider=\"main\"} 10",
+            "weir_billed_usd_total{model=\"tiny\",provider=\"main\"} 5",
+            "weir_price_fallbacks_total{model=\"tiny\",provider=\"main\"} 2",
+            "weir_attempt_failures_total{failure=\"reset\"} 1",
+            "gen_ai_client_token_usage_token_sum{gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"main\",\
+             gen_ai_request_model=\"tiny\",gen_ai_token_type=\"input\"} 30",
+            "gen_ai_server_time_to_first_token_seconds_sum{gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"main\",\
+             gen_ai_request_model=\"tiny\"} 0.5",
+            "gen_ai_server_time_per_output_token_seconds_sum{gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"main\",\
+             gen_ai_request_model=\"tiny\"} 0.2",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn names_units_and_help_are_as_promtool_wants_them() {
+        let metrics = Metrics::new().unwrap();
+        metrics.request_ended(&end(Some(&ModelName::from("tiny")), Some(&ProviderName::from("main"))));
+        metrics.attempt_failed("reset");
+        let text = metrics.render().unwrap();
+        let mut families = 0;
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            families += 1;
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+            for part in name.split('_') {
+                assert!(
+                    !["ms", "milliseconds", "microseconds", "kilobytes", "percent"].contains(&part),
+                    "{name}"
+                );
+            }
+            let help = text.lines().find_map(|line| line.strip_prefix(&format!("# HELP {name} ")));
+            assert!(help.is_some_and(|help| help.len() > 10), "{name} explains itself");
+        }
+        assert!(families > 25, "{text}");
+    }
+
+    #[test]
+    fn a_total_never_falls() {
+        let metrics = Metrics::new().unwrap();
+        for value in [5.0, 3.0, 7.0] {
+            metrics.set(Level::KeyCacheHits, value);
+        }
+        let text = metrics.render().unwrap();
+        assert!(text.contains("weir_key_cache_hits_total 7"), "{text}");
+    }
+}

@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::openai::{self, Ask, Endpoint};
 use crate::price::Book;
 use crate::refusal::{Kind, Refused};
-use crate::relay::{self, Body, Budget, Unread, Upstreams};
+use crate::relay::{self, Body, Budget, Curfew, Unread, Upstreams};
 use crate::route::{Catalogue, Model, Plan};
 use crate::settle::Bill;
 use arc_swap::ArcSwap;
@@ -55,7 +55,7 @@ pub struct Proxy {
     /// Times and sizes.
     pub settings: Settings,
     /// Key to caller.
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     /// What an address may fail.
     pub guard: Guard,
     /// Limits and credit.
@@ -74,6 +74,8 @@ pub struct Proxy {
     pub clock: Clock,
     /// Requests that have arrived and are not logged yet; what a stop waits for.
     pub in_flight: Arc<AtomicU64>,
+    /// Ends what is relayed when a stop has waited long enough.
+    pub curfew: Curfew,
 }
 
 /// What Pingora carries from hook to hook.
@@ -226,11 +228,12 @@ impl ProxyHttp for Proxy {
 
     /// The end of a request that could not be relayed to its end: settle, then tell the client what can still be told.
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
-        let status = match &mut ctx.stage {
+        match &mut ctx.stage {
             Stage::Relaying(exchange) => exchange.fail(session, error, &mut ctx.trace).await,
-            Stage::Arrived | Stage::Answered => ctx.trace.client_gone(),
-        };
-        FailToProxy { error_code: status, can_reuse_downstream: false }
+            Stage::Arrived | Stage::Answered => {
+                FailToProxy { error_code: ctx.trace.client_gone(), can_reuse_downstream: false }
+            }
+        }
     }
 
     /// The last hook: nothing is left open, one line is logged, one request is counted.
@@ -293,7 +296,11 @@ impl Proxy {
     }
 
     async fn authenticate(&self, session: &Session) -> Judged<Caller> {
-        let authorization = session.req_header().headers.get(AUTHORIZATION).map(|value| value.as_bytes());
+        let mut all = session.req_header().headers.get_all(AUTHORIZATION).iter().map(|value| value.as_bytes());
+        let authorization = all.next();
+        if all.any(|other| Some(other) != authorization) {
+            return Err(Refused::new(Kind::InvalidApiKey, "The request has two different Authorization headers; send one."));
+        }
         match self.authenticator.authenticate(authorization).await {
             Err(refused) if refused.kind == Kind::InvalidApiKey => {
                 let address = session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip());
@@ -338,7 +345,7 @@ impl Proxy {
             .ok_or_else(|| Refused::bug("a model without a candidate"))?;
         let place = self.upstreams.get(&plan.candidate().provider.name);
         let silence = place.ok_or_else(|| Refused::bug("a provider without a place"))?.patience.silence;
-        let control = relay::wrap(session, body.clone(), silence);
+        let control = relay::wrap(session, body.clone(), silence, &self.curfew);
         let bill = Bill::open(admission, endpoint, body, self.clock.clone(), ctx.trace.arrived_at());
         Ok(Box::new(Exchange::new(bill, plan, ask, control)))
     }

@@ -4,27 +4,36 @@
 //! then the books are closed. Refuses to know: what the parts do.
 
 mod demonstration;
+mod gauges;
+mod greeting;
 mod listen;
 mod settings;
+mod stop;
+mod tasks;
 
 use crate::admit::{Admitter, Guard};
 use crate::authenticate::Authenticator;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::{admin, log};
+use crate::control::admin::{Admin, Readiness};
+use crate::control::log;
 use crate::feed::Feed;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::price::Book;
 use crate::proxy::Proxy;
-use crate::relay::{Budget, Resolver, ResolverSettings};
+use crate::relay::{Budget, Curfew, Resolver, ResolverSettings};
 use crate::store::{Opened, Store, StoreError};
 use arc_swap::ArcSwap;
-use listen::{Listening, Stop};
+use demonstration::Demonstration;
+use gauges::{Gauges, Sources};
+use listen::{Listening, Running};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::runtime::Runtime;
+use stop::{Signals, Stop};
+use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 
 /// Why the server did not start, or did not stop well.
 #[derive(Debug, thiserror::Error)]
@@ -56,10 +65,12 @@ pub enum ServeError {
 
 /// How long the listeners may take to accept.
 const READY_MAX: Duration = Duration::from_secs(10);
-/// How often key uses are written down.
-const KEY_USE_EVERY: Duration = Duration::from_secs(5);
-/// How long tasks that are dropped when the drain time is over may take to settle their bills.
+/// How long answers that the curfew ends may take to tell their clients.
+const CURFEW_MAX: Duration = Duration::from_secs(1);
+/// How long tasks that are dropped after that may take to settle their bills.
 const DROP_MAX: Duration = Duration::from_secs(2);
+/// How long work of the books that nobody waits for any more may take to be dropped.
+const BOOKS_STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM, SIGINT, or a failure to start.
 pub fn run(config: &Config, demo: bool) -> Result<(), ServeError> {
@@ -69,45 +80,193 @@ pub fn run(config: &Config, demo: bool) -> Result<(), ServeError> {
         .thread_name("books")
         .enable_all()
         .build()?;
-    let clock = Clock::system();
-    let listeners = Listening::claim(&config.server.listen)?;
-    let admin_listener = books.block_on(listen::bind(&config.admin.listen))?;
-    let store = books.block_on(Store::open(&config.store.url, Opened::ByServer))?;
-    books.block_on(settings::seed_prices(&store, &clock))?;
-    let demonstration = demo.then(|| books.block_on(demonstration::start(config, &store, &clock))).transpose()?;
+    let served = serve(config, demo, &books);
+    books.shutdown_timeout(BOOKS_STOP_MAX);
+    served
+}
 
-    let metrics = Metrics::new();
-    let feed = Feed::new(store.clone(), clock.clone(), settings::feed());
-    let ledger = books.block_on(Ledger::open(
-        settings::ledger(config),
-        store.clone(),
-        feed.clone(),
-        clock.clone(),
-        books.handle().clone(),
-    ))?;
-    let resolver = Resolver::new(ResolverSettings::default());
-    let book = Arc::new(ArcSwap::from_pointee(Book::build(books.block_on(store.price_rows())?)));
-    let in_flight = Arc::new(AtomicU64::new(0));
-    let budget = Budget::new(config.server.max_buffered_bytes);
-    let catalogue = Arc::new(settings::catalogue(config, demonstration.as_ref())?);
-    let proxy = Proxy {
-        settings: settings::proxy(config),
-        authenticator: Authenticator::new(
+/// Takes the addresses, opens the books, serves, and closes the books whatever came of it.
+fn serve(config: &Config, demo: bool, books: &Runtime) -> Result<(), ServeError> {
+    let mut signals = {
+        let _on_books = books.enter();
+        Signals::install()?
+    };
+    let listening = Listening::claim(&config.server.listen)?;
+    let admin_listener = books.block_on(listen::bind(&config.admin.listen))?;
+    let readiness = Readiness::default();
+    let metrics = Metrics::new().map_err(std::io::Error::other)?;
+    let gauges = Gauges::new(metrics.clone(), readiness.clone());
+    show(books, admin_listener, readiness.clone(), gauges.clone());
+
+    let parts = books.block_on(Box::pin(Parts::open(config, demo, books.handle())))?;
+    gauges.ask(parts.sources(config));
+    let served = parts
+        .proxy(config, metrics)
+        .and_then(|proxy| listening.start(proxy, &settings::listening(config)))
+        .and_then(|running| parts.serve(config, books, running, &readiness, &mut signals));
+    let closed = books.block_on(parts.close());
+    served.and(closed)
+}
+
+/// Answers operators from now on, until the runtime goes.
+fn show(books: &Runtime, listener: TcpListener, readiness: Readiness, gauges: Gauges) {
+    let admin = Admin::new(readiness, move || gauges.render());
+    books.spawn(async move {
+        if let Err(fault) = admin.serve(listener).await {
+            tracing::error!(%fault, "the admin listener ended");
+        }
+    });
+}
+
+/// What outlives the requests.
+struct Parts {
+    clock: Clock,
+    store: Store,
+    feed: Feed,
+    ledger: Ledger,
+    authenticator: Arc<Authenticator>,
+    resolver: Resolver,
+    book: Arc<ArcSwap<Book>>,
+    budget: Budget,
+    in_flight: Arc<AtomicU64>,
+    curfew: Curfew,
+    demonstration: Option<Demonstration>,
+}
+
+impl Parts {
+    /// Opens the books and starts what runs beside the requests.
+    async fn open(config: &Config, demo: bool, books: &Handle) -> Result<Self, ServeError> {
+        let clock = Clock::system();
+        let store = Store::open(&config.store.url, Opened::ByServer).await?;
+        settings::seed_prices(&store, &clock).await?;
+        let demonstration = match demo {
+            true => Some(demonstration::start(config, &store, &clock).await?),
+            false => None,
+        };
+        let feed = Feed::new(store.clone(), clock.clone(), settings::feed());
+        feed.start().await?;
+        books.spawn(tasks::watch_database(feed.clone()));
+        let ledger =
+            Ledger::open(settings::ledger(config), store.clone(), feed.clone(), clock.clone(), books.clone())
+                .await?;
+        // Subscribed before the book is read: a change in between is not missed.
+        let changes = feed.subscribe();
+        let book = Arc::new(ArcSwap::from_pointee(Book::build(store.price_rows().await?)));
+        books.spawn(tasks::follow_prices(changes, store.clone(), Arc::clone(&book)));
+        let authenticator = Arc::new(Authenticator::new(
             &crate::authenticate::Settings::default(),
             settings::pepper(config)?,
             store.clone(),
             feed.clone(),
             clock.clone(),
-        ),
-        guard: Guard::new(settings::FAILED_KEYS_PER_SECOND),
-        admitter: Admitter::new(settings::admit(config), ledger.clone(), clock.clone()),
-        catalogue,
-        book: Arc::clone(&book),
-        upstreams: settings::upstreams(config, demonstration.as_ref(), &resolver)?,
-        budget,
-        metrics: metrics.clone(),
-        clock,
-        in_flight: Arc::clone(&in_flight),
-    };
-    Err(ServeError::NotReady(READY_MAX))
+        ));
+        books.spawn(tasks::keep_key_uses(Arc::clone(&authenticator), store.clone()));
+        let resolver = Resolver::new(ResolverSettings::default());
+        books.spawn(tasks::resolve(resolver.clone()));
+        Ok(Parts {
+            clock,
+            store,
+            feed,
+            ledger,
+            authenticator,
+            resolver,
+            book,
+            budget: Budget::new(config.server.max_buffered_bytes),
+            in_flight: Arc::default(),
+            curfew: Curfew::default(),
+            demonstration,
+        })
+    }
+
+    fn sources(&self, config: &Config) -> Sources {
+        Sources {
+            authenticator: Arc::clone(&self.authenticator),
+            feed: self.feed.clone(),
+            ledger: self.ledger.clone(),
+            budget: self.budget.clone(),
+            budget_max: config.server.max_buffered_bytes,
+            in_flight: Arc::clone(&self.in_flight),
+        }
+    }
+
+    /// The way of a request, built from the bottom up.
+    fn proxy(&self, config: &Config, metrics: Metrics) -> Result<Proxy, ServeError> {
+        let demonstration = self.demonstration.as_ref();
+        Ok(Proxy {
+            settings: settings::proxy(config),
+            authenticator: Arc::clone(&self.authenticator),
+            guard: Guard::new(settings::FAILED_KEYS_PER_SECOND),
+            admitter: Admitter::new(settings::admit(config), self.ledger.clone(), self.clock.clone()),
+            catalogue: Arc::new(settings::catalogue(config, demonstration)?),
+            book: Arc::clone(&self.book),
+            upstreams: settings::upstreams(config, demonstration, &self.resolver),
+            budget: self.budget.clone(),
+            metrics,
+            clock: self.clock.clone(),
+            in_flight: Arc::clone(&self.in_flight),
+            curfew: self.curfew.clone(),
+        })
+    }
+
+    /// From the first look whether the listeners accept to the drop of the last request.
+    fn serve(
+        &self,
+        config: &Config,
+        books: &Runtime,
+        mut running: Running,
+        readiness: &Readiness,
+        signals: &mut Signals,
+    ) -> Result<(), ServeError> {
+        if !running.wait_until_ready(READY_MAX) {
+            running.stop(DROP_MAX);
+            return Err(ServeError::NotReady(READY_MAX));
+        }
+        readiness.set(true);
+        greeting::say(config, self.demonstration.as_ref());
+        let told = books.block_on(async {
+            tokio::select! {
+                told = signals.next() => Ok(told),
+                () = running.ended() => Err(std::io::Error::other("the listeners ended by themselves")),
+            }
+        });
+        readiness.set(false);
+        running.close();
+        let drain = match told {
+            Ok(Stop::Drain) => config.server.drain_timeout,
+            Ok(Stop::Now) | Err(_) => Duration::ZERO,
+        };
+        tracing::info!(
+            under_way = self.under_way(),
+            drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX),
+            "stopping"
+        );
+        let have_ended = books.block_on(async {
+            if signals.drain(&self.in_flight, drain).await {
+                return true;
+            }
+            self.curfew.call();
+            signals.drain(&self.in_flight, CURFEW_MAX).await
+        });
+        if !have_ended {
+            tracing::warn!(
+                under_way = self.under_way(),
+                "requests are dropped; each is billed what has passed"
+            );
+        }
+        running.stop(DROP_MAX);
+        told.map(|_| ()).map_err(ServeError::from)
+    }
+
+    fn under_way(&self) -> u64 {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Writes down all that is owed to the books, and closes them. No request may be under way.
+    async fn close(&self) -> Result<(), ServeError> {
+        tasks::note_key_uses(&self.authenticator, &self.store).await;
+        let closed = self.ledger.close().await;
+        self.store.close().await;
+        tracing::info!(ok = closed.is_ok(), "stopped");
+        Ok(closed?)
+    }
 }

@@ -101,10 +101,10 @@ impl Admitter {
         ask: &Ask,
         order: Order,
     ) -> Result<Admission, Refused> {
-        let input_tokens = ask.input_estimate();
+        let input_bound = ask.input_estimate();
         let output_tokens = self.output_bound(ask, order.max_output_tokens);
-        permit.take_tokens(input_tokens.saturating_add(output_tokens.min(token_share(ask))))?;
-        let amount = order.price.bound(input_tokens, output_tokens);
+        permit.take_tokens(usual_input(input_bound).saturating_add(output_tokens.min(token_share(ask))))?;
+        let amount = order.price.bound(input_bound, output_tokens, ask.service_tier.as_deref());
         let request = HoldRequest {
             request_id: order.request_id,
             account: caller.policy().account,
@@ -116,7 +116,7 @@ impl Admitter {
             stream: ask.stream,
             created_at: order.created_at,
             client_request_id: order.client_request_id,
-            input_tokens,
+            input_tokens: usual_input(input_bound),
         };
         match self.ledger.hold(request).await {
             Ok(hold) => Ok(Admission { hold, permit }),
@@ -141,6 +141,11 @@ impl Admitter {
         let per_choice = ask.max_output_tokens.map_or(model_max, |asked| asked.min(model_max));
         per_choice.saturating_mul(ask.choices)
     }
+}
+
+/// What a text takes that is bounded by one token a byte: four bytes make a token in English and in code, fewer elsewhere.
+fn usual_input(bound: u64) -> u64 {
+    bound.div_ceil(4)
 }
 
 /// What an answer is assumed to take from the tokens per minute: what was asked for, else a usual answer, so that a model's

@@ -1,6 +1,6 @@
 //! A hold: credit for one request, settled exactly once.
 
-use super::journal::{Progress, Reservation, Sent};
+use super::journal::{Durability, Progress, Reservation, Sent};
 use super::leases::Lease;
 use super::{Inner, rows};
 use crate::clock::UnixMicros;
@@ -9,6 +9,7 @@ use crate::money::Picos;
 use crate::price::ModelPrice;
 use crate::store::RequestRow;
 use crate::usage::{Outcome, Usage, UsageSource};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -35,7 +36,7 @@ pub struct HoldRequest {
     pub created_at: UnixMicros,
     /// The client's own name for it.
     pub client_request_id: Option<String>,
-    /// Our count of its input, or a bound of it.
+    /// Our estimate of its input: it is billed by it should this process die before it is counted.
     pub input_tokens: u64,
 }
 
@@ -57,6 +58,9 @@ pub struct End {
     /// The service tier that the answer names.
     pub service_tier: Option<String>,
 }
+
+/// Ends when a settlement is on the disk.
+pub type Synced = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// What a settlement came to.
 #[derive(Clone, Copy, Debug)]
@@ -151,9 +155,20 @@ impl Hold {
         });
     }
 
-    /// Settles: the journal has it when this returns, the database soon after.
-    pub fn settle(mut self, end: End) -> Settled {
-        self.end(end)
+    /// Settles: the journal has it when this returns, the database soon after. Where the operator wants it on the disk before anyone is
+    /// told, what to wait for comes with it.
+    pub fn settle(mut self, end: End) -> (Settled, Option<Synced>) {
+        let settled = self.end(end);
+        let journal = &self.inner.journal;
+        let synced = match journal.durability() {
+            Durability::Os | Durability::Group => None,
+            Durability::Strict => {
+                let (mut durable, seq) = (journal.durable(), settled.seq);
+                // The journal's end ends the wait: nobody is left to be told.
+                Some(Box::pin(async move { durable.wait_for(|durable| *durable >= seq).await.map_or((), |_| ()) }) as Synced)
+            }
+        };
+        (settled, synced)
     }
 
     fn end(&mut self, end: End) -> Settled {

@@ -21,7 +21,7 @@ mod writer;
 pub use audit::{AuditReport, Finding, audit, examine};
 pub use cell::Cell;
 pub use database::Database;
-pub use hold::{End, Hold, HoldRequest, Settled};
+pub use hold::{End, Hold, HoldRequest, Settled, Synced};
 pub use journal::Durability;
 pub use recover::{Recovered, replay};
 pub use refund::{Refunded, refund};

@@ -3,7 +3,7 @@
 //! Promises: in the order of the journal, each once; a lost answer to a commit is resolved by the watermark; a row that the database
 //! refuses is charged all the same and stops no other. Refuses to know: accounts beyond its session's own rows.
 
-use super::Inner;
+use super::{Inner, grants};
 use super::database::Database;
 use super::rows;
 use crate::clock::UnixMicros;
@@ -152,6 +152,12 @@ async fn write_some(inner: &Inner) -> Result<(), WriteError> {
     inner.counts.rows.fetch_add(done as u64, Ordering::Relaxed);
     inner.counts.quarantined.fetch_add(written.quarantined as u64, Ordering::Relaxed);
     inner.queue.is_over_due.fetch_or(written.has_over, Ordering::AcqRel);
+    for row in batch.iter().filter(|row| row.over.0 > 0 && row.seq <= written.applied_seq) {
+        // What its lease has free again by now pays before the account owes.
+        if let Some(lease) = inner.leases.get(row.account) {
+            grants::give_back(inner, &lease, row.account).await.map_err(WriteError::Store)?;
+        }
+    }
     collect_over(inner).await
 }
 

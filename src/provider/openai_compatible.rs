@@ -56,23 +56,32 @@ impl Dialect for OpenAi {
     }
 }
 
-/// The provider says that the request is at fault. Its words pass for a 400 alone: others may name the operator's account.
+/// The provider says that the request is at fault. Its words pass for a 400 with a code that clients know, and for no other: they may
+/// name the operator's account.
 fn rejected(status: u16, body: &[u8]) -> Refused {
     let fault = UpstreamFault::parse(body);
-    let context_length = matches!(
-        fault.code.as_deref().or(fault.r#type.as_deref()),
-        Some("context_length_exceeded" | "exceed_context_size_error")
+    let kind = fault.code.as_deref().or(fault.r#type.as_deref()).and_then(known);
+    let message = fault.message.filter(|message| status == 400 && kind.is_some() && !names_a_credential(message));
+    let message = message.map_or_else(
+        || "The model's provider refused this request as invalid.".to_owned(),
+        |message| shorten(&message),
     );
-    let message = fault
-        .message
-        .filter(|message| status == 400 && !names_a_credential(message))
-        .map(|message| shorten(&message))
-        .unwrap_or_else(|| "The model's provider refused this request as invalid.".to_owned());
-    let kind = if context_length { Kind::ContextLengthExceeded } else { Kind::UpstreamRejected };
-    let refused = Refused::new(kind, message);
+    let refused = Refused::new(kind.unwrap_or(Kind::UpstreamRejected), message);
     match fault.param {
-        Some(param) if status == 400 && param.len() <= 128 => refused.param(param),
+        Some(param) if status == 400 && kind.is_some() && param.len() <= 128 => refused.param(param),
         Some(_) | None => refused,
+    }
+}
+
+/// The codes of the OpenAI API and of the servers that speak it which tell a client what to change.
+fn known(code: &str) -> Option<Kind> {
+    match code {
+        "context_length_exceeded" | "exceed_context_size_error" => Some(Kind::ContextLengthExceeded),
+        "unsupported_parameter" | "unsupported_value" | "unknown_parameter" => Some(Kind::UnsupportedParameter),
+        "invalid_value" | "invalid_type" | "missing_required_parameter" | "string_above_max_length"
+        | "string_below_min_length" | "array_above_max_length" | "array_below_min_length" | "integer_above_max_value"
+        | "integer_below_min_value" | "decimal_above_max_value" | "decimal_below_min_value" => Some(Kind::InvalidValue),
+        _ => None,
     }
 }
 

@@ -9,15 +9,16 @@ use crate::meter::{Ending, Fed, StreamMeter, StreamSettings, Whole};
 use crate::openai::{self, Ask};
 use crate::refusal::{Kind, Refused};
 use crate::relay::headers::{is_event_stream, json_answer, stream_answer, upstream_request};
-use crate::relay::{Control, Failure, IDLE_TIMEOUT, Next, Upstream, Upstreams, is_timeout};
+use crate::relay::{CURFEW, Control, Failure, IDLE_TIMEOUT, NOT_CLOSED, Next, Upstream, Upstreams, is_timeout};
 use crate::route::{Plan, Provider};
 use crate::settle::{Bill, STATUS_CLIENT_GONE};
 use crate::usage::Outcome;
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::proxy::Session;
+use pingora::proxy::{FailToProxy, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
+use std::time::Duration;
 
 /// What a provider's error is told by: its first bytes.
 const ERROR_MAX_BYTES: usize = 64 * 1024;
@@ -202,7 +203,9 @@ impl Exchange {
     fn end_stream(&mut self, ending: &Ending, out: &mut Vec<u8>, trace: &mut Trace) {
         trace.stream_ended(ending);
         trace.settled(self.bill.settle_stream(ending), self.bill.ttft_ms());
+        self.wait_until_synced();
         self.bill.write_end(ending, out);
+        self.control.end();
         self.answer = Answer::Ended;
     }
 
@@ -215,6 +218,7 @@ impl Exchange {
         match Whole::read(self.ask.endpoint, &body) {
             Ok(whole) => {
                 trace.settled(self.bill.settle_whole(&whole), self.bill.ttft_ms());
+                self.wait_until_synced();
                 let mut head = json_answer(200, body.len())?;
                 trace.decorate(&mut head)?;
                 self.control.replace_head(head);
@@ -225,6 +229,13 @@ impl Exchange {
                 let refused = Refused::new(Kind::UpstreamError, NOT_AN_ANSWER).internal(fault);
                 self.end_refused(&refused, trace)
             }
+        }
+    }
+
+    /// The bytes that end the answer wait for the disk, where the operator wants that.
+    fn wait_until_synced(&mut self) {
+        if let Some(synced) = self.bill.take_synced() {
+            self.control.wait_before_end(synced);
         }
     }
 
@@ -286,10 +297,18 @@ impl Exchange {
     }
 
     /// The request cannot be relayed to its end. Settles, and tells the client what can still be told. The status that the
-    /// client has, 0 when it left.
-    pub(super) async fn fail(&mut self, session: &mut Session, error: &Error, trace: &mut Trace) -> u16 {
+    /// client has, 0 when it left; its connection is used again only where it has a whole answer.
+    pub(super) async fn fail(&mut self, session: &mut Session, error: &Error, trace: &mut Trace) -> FailToProxy {
         let head_sent = self.control.head_sent();
         self.control.unwrap(session);
+        if matches!(self.answer, Answer::Ended) && *error.etype() == NOT_CLOSED {
+            return FailToProxy { error_code: 200, can_reuse_downstream: true };
+        }
+        let error_code = self.fail_unfinished(session, error, head_sent, trace).await;
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn fail_unfinished(&mut self, session: &mut Session, error: &Error, head_sent: bool, trace: &mut Trace) -> u16 {
         trace.internal(error);
         if self.control.client_gone() {
             let status = if head_sent { 200 } else { STATUS_CLIENT_GONE };
@@ -299,20 +318,34 @@ impl Exchange {
         match &self.answer {
             Answer::Ended => 0,
             Answer::Stream if head_sent => {
-                let mut out = Vec::new();
-                self.end_stream(&Ending::Truncated, &mut out, trace);
+                let out = self.break_off(error, trace);
                 // A client that does not read its last event has it in the bill all the same.
                 let _written = session.write_response_body(Some(Bytes::from(out)), true).await;
                 200
             }
             Answer::Awaited | Answer::Stream | Answer::Whole(_) | Answer::Refusal { .. } => {
                 let refused = self.refusal(error);
-                self.settle_unanswered(&refused, trace);
+                let stops = *error.etype() == CURFEW;
+                let outcome = if stops { Outcome::Shutdown } else { unanswered(refused.kind) };
+                self.settle_unanswered(&refused, outcome, trace);
                 // The same holds for a refusal that finds nobody.
                 let _written = answer::write_refusal(session, trace, &refused).await;
                 refused.kind.wire().status
             }
         }
+    }
+
+    /// Ends a stream that the provider has not ended, and gives the event that tells the client.
+    fn break_off(&mut self, error: &Error, trace: &mut Trace) -> Vec<u8> {
+        let mut out = Vec::new();
+        if *error.etype() == CURFEW {
+            trace.settled(self.bill.settle_passed(Outcome::Shutdown, 200), self.bill.ttft_ms());
+            out = [b"data: ".as_slice(), &openai::error_body(&self.refusal(error)), b"\n\n"].concat();
+            self.answer = Answer::Ended;
+        } else {
+            self.end_stream(&Ending::Truncated, &mut out, trace);
+        }
+        out
     }
 
     /// After everything: a request that no hook has ended lost its client.
@@ -335,21 +368,24 @@ impl Exchange {
         self.answer = Answer::Ended;
     }
 
-    fn settle_unanswered(&mut self, refused: &Refused, trace: &mut Trace) {
+    fn settle_unanswered(&mut self, refused: &Refused, outcome: Outcome, trace: &mut Trace) {
         trace.refused(refused);
         if self.was_sent {
             let status = refused.kind.wire().status;
-            trace.settled(self.bill.settle_free(unanswered(refused.kind), status), None);
+            trace.settled(self.bill.settle_free(outcome, status), None);
         }
         self.answer = Answer::Ended;
     }
 
     /// What the client is told when no candidate is left.
     fn refusal(&self, error: &Error) -> Refused {
+        if *error.etype() == CURFEW {
+            return Refused::new(Kind::NoCapacity, "The gateway is being restarted; try again.").retry_after(RESTART_WAIT);
+        }
         let dialect = self.plan.candidate().provider.dialect;
         let timed_out = is_timeout(error.etype()) || *error.etype() == IDLE_TIMEOUT;
-        let refused = match (&self.answer, self.failure) {
-            (Answer::Refusal { status, .. }, _) | (Answer::Awaited, Some(Failure::Answered(ref status))) => {
+        let refused = match (&self.answer, &self.failure) {
+            (Answer::Refusal { status, .. }, _) | (Answer::Awaited, Some(Failure::Answered(status))) => {
                 dialect.refusal(*status, b"")
             }
             (_, Some(Failure::NoFirstByte)) => dialect.refusal(504, b""),
@@ -364,6 +400,8 @@ fn place<'a>(upstreams: &'a Upstreams, provider: &Provider) -> Result<&'a Upstre
     upstreams.get(&provider.name).ok_or_else(|| Error::explain(ErrorType::InternalError, "a provider without a place"))
 }
 
+/// What a client is told to wait when the gateway stops.
+const RESTART_WAIT: Duration = Duration::from_secs(1);
 const NOT_AN_ANSWER: &str = "The model's provider sent something that is not an answer; it was not billed.";
 
 fn unanswered(kind: Kind) -> Outcome {

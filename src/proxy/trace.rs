@@ -7,7 +7,7 @@ use crate::authenticate::Caller;
 use crate::clock::{Clock, UnixMicros};
 use crate::ids::{AccountId, KeyId, ModelName, ProviderName, RequestId};
 use crate::meter::Ending;
-use crate::metrics::{Metrics, RequestEnd};
+use crate::metrics::{Billed, Metrics, RequestEnd};
 use crate::openai::{Ask, Endpoint};
 use crate::refusal::{Kind, Refused};
 use crate::relay::Failure;
@@ -100,7 +100,7 @@ impl Trace {
     pub(super) fn arrived(&mut self, session: &Session) {
         let headers = &session.req_header().headers;
         let declared = headers.get(CONTENT_LENGTH).is_some_and(|value| value.as_bytes() != b"0");
-        if declared || headers.contains_key(http::header::TRANSFER_ENCODING) || !session.as_downstream().is_http1() {
+        if declared || headers.contains_key(http::header::TRANSFER_ENCODING) || session.as_downstream().as_http1().is_none() {
             self.body = BodyState::Unread;
         }
         self.client_request_id = headers
@@ -216,8 +216,18 @@ impl Trace {
             stream: self.stream,
             latency,
             ttft: self.ttft_ms.map(Duration::from_millis),
-            settlement: self.settlement.as_ref().map(|s| (s.outcome, s.source, s.usage, s.settled.cost)),
+            bill: self.settlement.as_ref().map(|s| Billed {
+                outcome: s.outcome,
+                source: s.source,
+                usage: s.usage,
+                cost: s.settled.cost,
+                over: s.settled.over,
+                fallback: s.settled.fallback,
+            }),
         });
+        for failure in &self.failures {
+            metrics.attempt_failed(failure.as_str());
+        }
         self.log(latency);
     }
 

@@ -10,7 +10,6 @@
 
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,51 +26,27 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::{Instant, Sleep};
 
 use super::body::Body;
+use super::control::{Control, Settings as Silence};
+use super::curfew::{Curfew, Wait};
 
 /// No answer had begun in time. The engine marks it as a downstream error: look at the type before the source.
 pub const FIRST_BYTE_TIMEOUT: ErrorType = ErrorType::Custom("FirstByteTimeout");
 /// The answer had begun, and then nothing came for too long. The engine marks it as a downstream error, too.
 pub const IDLE_TIMEOUT: ErrorType = ErrorType::Custom("IdleTimeout");
+/// The process stops and cannot wait for this answer. The engine marks it as a downstream error, too.
+pub const CURFEW: ErrorType = ErrorType::Custom("Curfew");
+/// The client has its whole answer, and the provider keeps its side open. The engine marks it as a downstream error, too.
+pub const NOT_CLOSED: ErrorType = ErrorType::Custom("NotClosed");
 /// A held answer ended and no body filter saw the end (no body at all, or HTTP/2 trailers). Nothing was written.
 pub const EMPTY_ANSWER: ErrorType = ErrorType::Custom("EmptyAnswer");
 
-/// How long a provider may be silent.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// From the request head being sent to the head of the final answer; counted anew for each attempt.
-    pub first_byte_timeout: Duration,
-    /// From one piece of an answer to the next.
-    pub idle_timeout: Duration,
-}
-
-/// The proxy's hand on a wrapped session. Cheap to clone.
-#[derive(Clone)]
-pub struct Control(Arc<Mutex<State>>);
-
-struct State {
-    settings: Settings,
-    body: Option<Body>,
-    hold: bool,
-    replacement: Option<Box<ResponseHeader>>,
-    head_sent: bool,
-    client_gone: bool,
-    ejected: Option<ServerSession>,
-}
-
 /// Puts the adapter in the place of the session's downstream. The request body must have been read to its end.
 ///
-/// Keep-alive, the write timeout and the like are set before: Pingora ignores them on a wrapped session.
-pub fn wrap(session: &mut Session, body: Body, settings: Settings) -> Control {
+/// Keep-alive, the write timeout and the like are set before: Pingora ignores them on a wrapped session. The answer ends when the
+/// curfew is called.
+pub fn wrap(session: &mut Session, body: Body, settings: Silence, curfew: &Curfew) -> Control {
     let body_empty = body.is_empty();
-    let control = Control(Arc::new(Mutex::new(State {
-        settings,
-        body: Some(body),
-        hold: false,
-        replacement: None,
-        head_sent: false,
-        client_gone: false,
-        ejected: None,
-    })));
+    let control = Control::new(body, settings);
     let deadline = Instant::now() + settings.first_byte_timeout;
     let inner = mem::replace(&mut *session.downstream_session, nobody());
     let adapter = Adapter {
@@ -81,75 +56,11 @@ pub fn wrap(session: &mut Session, body: Body, settings: Settings) -> Control {
         answer: Answer::Awaited,
         deadline,
         timer: Box::pin(tokio::time::sleep_until(deadline)),
+        curfew: curfew.wait(),
         overread: false,
     };
     *session.downstream_session = ServerSession::new_custom(Box::new(adapter));
     control
-}
-
-impl Control {
-    /// Puts the client's own session back. Does nothing the second time.
-    ///
-    /// Called in `logging`, so that the connection can be kept alive, and first thing in `fail_to_proxy`, so that an
-    /// answer is written to the client's own session.
-    pub fn unwrap(&self, session: &mut Session) {
-        let Some(adapter) = session.downstream_session.as_custom_mut() else { return };
-        // The trait has no way back to its implementor; this hook is one that the engine calls only for sessions that
-        // have a message writer, and the adapter says that it has none.
-        drop(adapter.take_custom_message_reader());
-        let ejected = self.state().ejected.take();
-        if let Some(original) = ejected {
-            *session.downstream_session = original;
-        }
-    }
-
-    /// How long the provider of the next attempt may be silent.
-    pub fn set_silence(&self, settings: Settings) {
-        self.state().settings = settings;
-    }
-
-    /// Frees the request body and its share of the budget. After that no attempt can be made: the answer has begun.
-    pub fn release_body(&self) {
-        let body = self.state().body.take();
-        drop(body);
-    }
-
-    /// Whether another attempt would have a body to send.
-    pub fn can_replay(&self) -> bool {
-        let state = self.state();
-        state.body.is_some() && !state.head_sent
-    }
-
-    /// From now on the head of the final answer waits for the first body bytes that the filters let through, or for
-    /// the end. Stays on for later attempts.
-    pub fn hold_head(&self) {
-        self.state().hold = true;
-    }
-
-    /// Sends this head in the place of the provider's. False when a head has gone to the client already.
-    pub fn replace_head(&self, head: ResponseHeader) -> bool {
-        let mut state = self.state();
-        if state.head_sent {
-            return false;
-        }
-        state.replacement = Some(Box::new(head));
-        true
-    }
-
-    /// Whether the head of a final answer has gone to the client; an informational one does not count.
-    pub fn head_sent(&self) -> bool {
-        self.state().head_sent
-    }
-
-    /// Whether the client was seen to leave: its connection closed, or took no more bytes.
-    pub fn client_gone(&self) -> bool {
-        self.state().client_gone
-    }
-
-    /// The lock guards a few words and is never held across an await; a panic cannot leave them half written.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Pingora's own placeholder for a session that is elsewhere.
@@ -165,7 +76,12 @@ enum Answer {
     Held(Box<ResponseHeader>),
     /// The final head was passed on.
     Passed,
+    /// The client has it whole; what else the provider sends is left out.
+    Ended,
 }
+
+/// How long a provider may take to end an answer whose end it has announced, so that its connection can be used again.
+const CLOSE_WAIT: Duration = Duration::from_millis(100);
 
 struct Adapter {
     inner: ServerSession,
@@ -177,6 +93,7 @@ struct Adapter {
     deadline: Instant,
     /// Wakes at or before the deadline; it is set anew only when it fires, not at every piece of an answer.
     timer: Pin<Box<Sleep>>,
+    curfew: Wait,
     /// The client sent more after its request: the connection can neither be watched nor used again.
     overread: bool,
 }
@@ -184,6 +101,12 @@ struct Adapter {
 impl Adapter {
     /// Decides what goes to the client now. The head waits while it is held.
     fn arrange(&mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
+        if matches!(self.answer, Answer::Ended) {
+            return Ok(Vec::new());
+        }
+        if self.control.state().ended {
+            return Ok(self.conclude(tasks));
+        }
         if matches!(self.answer, Answer::Passed) {
             return Ok(tasks);
         }
@@ -207,7 +130,7 @@ impl Adapter {
                 HttpTask::Done | HttpTask::Trailer(_) if matches!(self.answer, Answer::Held(_)) => {
                     return Err(unseen_end("no end of body"));
                 }
-                HttpTask::Failed(error) if !matches!(self.answer, Answer::Passed) => return Err(error),
+                HttpTask::Failed(error) if matches!(self.answer, Answer::Awaited | Answer::Held(_)) => return Err(error),
                 other @ (HttpTask::Done
                 | HttpTask::Trailer(_)
                 | HttpTask::Failed(_)
@@ -217,11 +140,35 @@ impl Adapter {
         Ok(ready)
     }
 
+    /// What there is of the answer, its last bytes marked as such.
+    fn conclude(&mut self, tasks: Vec<HttpTask>) -> Vec<HttpTask> {
+        let mut ready: Vec<HttpTask> = self.release().into_iter().collect();
+        let bodies = tasks.into_iter().filter_map(|task| match task {
+            HttpTask::Body(Some(data), _) if !data.is_empty() => Some(HttpTask::Body(Some(data), false)),
+            HttpTask::Header(head, _) => Some(HttpTask::Header(head, false)),
+            HttpTask::Body(..) | HttpTask::Done | HttpTask::Trailer(_) | HttpTask::Failed(_) | HttpTask::UpgradedBody(..) => None,
+        });
+        for task in bodies {
+            ready.push(match task {
+                HttpTask::Header(head, end) => self.pass(head, end),
+                other => other,
+            });
+        }
+        match ready.last_mut() {
+            Some(HttpTask::Body(_, end)) => *end = true,
+            Some(_) | None => ready.push(HttpTask::Body(None, true)),
+        }
+        self.answer = Answer::Ended;
+        self.deadline = Instant::now() + CLOSE_WAIT;
+        self.timer.as_mut().reset(self.deadline);
+        ready
+    }
+
     /// The held head, if there is one, as a task that goes before what released it.
     fn release(&mut self) -> Option<HttpTask> {
         match mem::replace(&mut self.answer, Answer::Awaited) {
             Answer::Held(head) => Some(self.pass(head, false)),
-            before @ (Answer::Awaited | Answer::Passed) => {
+            before @ (Answer::Awaited | Answer::Passed | Answer::Ended) => {
                 self.answer = before;
                 None
             }
@@ -258,18 +205,21 @@ impl Adapter {
             Answer::Awaited => {
                 Error::explain(FIRST_BYTE_TIMEOUT, "the provider did not begin to answer in time")
             }
+            Answer::Ended => Error::explain(NOT_CLOSED, "the provider keeps an answer open that it has ended"),
             Answer::Held(_) | Answer::Passed => {
                 Error::explain(IDLE_TIMEOUT, "the provider stopped in the middle of its answer")
             }
         }
     }
 
-    /// Waits for the client to leave or for the provider to have been silent for too long; never ends otherwise.
+    /// Waits for the client to leave, for the provider to have been silent for too long, or for the curfew; never ends otherwise.
     async fn watch(&mut self) -> Box<Error> {
         loop {
+            // A client that has its whole answer may send its next request: that is not to be read here.
+            let is_watched = !self.overread && !matches!(self.answer, Answer::Ended);
             tokio::select! {
                 biased;
-                read = self.inner.read_body_or_idle(true), if !self.overread => match read {
+                read = self.inner.read_body_or_idle(true), if is_watched => match read {
                     // More bytes where none belong: a next request sent early. This one is still served.
                     Ok(_) => self.stop_watching(),
                     Err(e) if *e.etype() == ErrorType::ConnectError => self.stop_watching(),
@@ -281,6 +231,7 @@ impl Adapter {
                     }
                     self.timer.as_mut().reset(self.deadline);
                 }
+                () = &mut self.curfew => return Error::explain(CURFEW, "the gateway stops"),
             }
         }
     }
@@ -288,6 +239,14 @@ impl Adapter {
     fn stop_watching(&mut self) {
         self.overread = true;
         self.inner.set_keepalive(None);
+    }
+}
+
+/// Whether nothing follows from the provider.
+fn is_end(task: &HttpTask) -> bool {
+    match task {
+        HttpTask::Header(_, end) | HttpTask::Body(_, end) | HttpTask::UpgradedBody(_, end) => *end,
+        HttpTask::Trailer(_) | HttpTask::Done | HttpTask::Failed(_) => true,
     }
 }
 
@@ -322,7 +281,7 @@ impl CustomSession for Adapter {
         self.deadline = Instant::now() + self.control.state().settings.first_byte_timeout;
         self.timer.as_mut().reset(self.deadline);
         self.control.state().replacement = None;
-        if !matches!(self.answer, Answer::Passed) {
+        if !matches!(self.answer, Answer::Passed | Answer::Ended) {
             self.answer = Answer::Awaited;
         }
     }
@@ -343,7 +302,12 @@ impl CustomSession for Adapter {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let is_last = tasks.iter().any(is_end);
         let ready = self.arrange(tasks)?;
+        let before_end = self.control.state().before_end.take();
+        if let Some(wait) = before_end {
+            wait.await;
+        }
         let done = if ready.is_empty() {
             false
         } else {
@@ -353,6 +317,10 @@ impl CustomSession for Adapter {
                 Err(e) => return Err(self.gone(e)),
             }
         };
+        if matches!(self.answer, Answer::Ended) {
+            // The engine goes on until the provider's side has ended, too, so that its connection can be used again.
+            return Ok(is_last);
+        }
         // A head that informs only is no answer: the provider can hold a request open with those for ever.
         if !matches!(self.answer, Answer::Awaited) {
             self.deadline = Instant::now() + self.control.state().settings.idle_timeout;
@@ -366,7 +334,7 @@ impl CustomSession for Adapter {
     async fn finish(&mut self) -> Result<()> {
         match self.answer {
             Answer::Held(_) => Err(unseen_end("no end")),
-            Answer::Awaited | Answer::Passed => self.inner.finish_body().await,
+            Answer::Awaited | Answer::Passed | Answer::Ended => self.inner.finish_body().await,
         }
     }
 

@@ -7,15 +7,19 @@
 mod adapter;
 mod attempt;
 mod body;
+mod control;
+mod curfew;
 pub mod head;
 pub mod headers;
 mod peer;
 mod resolve;
 mod upstreams;
 
-pub use adapter::{Control, EMPTY_ANSWER, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, Settings as Silence, wrap};
+pub use adapter::{CURFEW, EMPTY_ANSWER, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, NOT_CLOSED, wrap};
 pub use attempt::{Failure, Next, is_timeout};
 pub use body::{Body, Budget, Linger, Settings as BodySettings, Unread, linger, read_body};
+pub use control::{Control, Settings as Silence};
+pub use curfew::Curfew;
 pub use peer::{Origin, OriginError, Timeouts, build as build_peer};
 pub use resolve::{ResolveError, Resolver, Settings as ResolverSettings, Target};
 pub use upstreams::{Patience, Upstream, Upstreams};

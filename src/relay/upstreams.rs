@@ -32,13 +32,13 @@ pub struct Upstream {
     /// How long it may take.
     pub patience: Patience,
     target: Arc<Target>,
-    group: u64,
+    /// The group of its connections: another one once a kept connection turned out closed.
+    group: AtomicU64,
 }
 
 /// Every provider's place, by name.
 pub struct Upstreams {
     places: HashMap<ProviderName, Upstream>,
-    /// Groups of connections that are used once.
     next_group: AtomicU64,
 }
 
@@ -52,7 +52,7 @@ impl Upstreams {
             .zip(providers)
             .map(|(group, (name, origin, patience))| {
                 let target = resolver.target(&origin.host, origin.port);
-                (name, Upstream { origin, patience, target, group })
+                (name, Upstream { origin, patience, target, group: AtomicU64::new(group) })
             })
             .collect();
         let next_group = AtomicU64::new(u64::try_from(places.len()).unwrap_or(u64::MAX / 2));
@@ -64,7 +64,8 @@ impl Upstreams {
         self.places.get(provider)
     }
 
-    /// A peer at one of the place's addresses; with `fresh`, on a connection that no request used before.
+    /// A peer at one of the place's addresses; with `fresh`, on a connection that no request used before. The connections kept until
+    /// then are left alone: where one was closed, others were, too.
     ///
     /// # Errors
     ///
@@ -79,7 +80,10 @@ impl Upstreams {
             write: WRITE_MAX,
             idle: UNUSED_CONNECTION_MAX,
         };
-        let group = if fresh { self.next_group.fetch_add(1, Ordering::Relaxed) } else { upstream.group };
+        if fresh {
+            upstream.group.store(self.next_group.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        }
+        let group = upstream.group.load(Ordering::Relaxed);
         Ok(peer::build(address, &upstream.origin, &timeouts, group))
     }
 }

@@ -1,37 +1,28 @@
-//! The listeners, and their stop: Pingora on a thread of its own, so that the end of the process is ours to decide.
+//! The listeners, and their stop: Pingora's service on a runtime of its own, so that the end of the process is ours to decide.
+//!
+//! Pingora's own `Server` sleeps the whole grace period after SIGTERM, also when nothing is under way, and then ends the process; so
+//! its service is started here, and told to stop here.
 
 use super::ServeError;
 use crate::proxy::Proxy;
-use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
-use pingora::proxy::http_proxy_service;
+use pingora::proxy::{HttpProxy, http_proxy_service};
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::services::Service as _;
+use pingora::services::listening::Service;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
-
-/// How the listeners are told to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// Not yet.
-    Serving,
-    /// SIGTERM: close the listeners, let requests end within the drain time.
-    Drain,
-    /// SIGINT: end requests now; their bills are settled with what passed.
-    Now,
-}
+use tokio::task::JoinHandle;
 
 /// Sizes and times of the listeners.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     /// Threads that carry requests.
     pub(super) threads: usize,
-    /// How long requests may go on after SIGTERM.
-    pub(super) drain: Duration,
-    /// Connections to providers that are kept for reuse, per thread.
+    /// Connections to providers that are kept for reuse.
     pub(super) pool_size: usize,
     /// Candidates and fresh connections that one request may try.
     pub(super) attempts_max: usize,
@@ -46,16 +37,17 @@ pub(super) struct Listening {
 
 /// Pingora, running.
 pub(super) struct Running {
-    thread: JoinHandle<()>,
+    runtime: Runtime,
+    service: JoinHandle<()>,
+    /// True: accept nothing more, and close what is idle.
+    closing: watch::Sender<bool>,
     addresses: Vec<SocketAddr>,
 }
 
-struct StopSignal(watch::Receiver<Stop>);
-
 /// Between two looks whether the listeners accept.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// How long Pingora waits for its runtimes once their tasks have been dropped.
-const RUNTIME_STOP_SECONDS: u64 = 1;
+/// Tasks that accept on one listener.
+const TASKS_PER_LISTENER: usize = 1;
 
 impl Listening {
     /// Checks that every address is ours to take: Pingora itself would end in a panic on a thread.
@@ -68,29 +60,27 @@ impl Listening {
     }
 
     /// Starts Pingora before this proxy.
-    pub(super) fn start(
-        self,
-        proxy: Proxy,
-        settings: Settings,
-        stop: watch::Receiver<Stop>,
-    ) -> Result<Running, ServeError> {
-        let addresses = self.addresses.clone();
-        let thread = Builder::new().name("pingora".to_owned()).spawn(move || self.serve(proxy, &settings, stop))?;
-        Ok(Running { thread, addresses })
+    pub(super) fn start(self, proxy: Proxy, settings: &Settings) -> Result<Running, ServeError> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(settings.threads)
+            .thread_name("requests")
+            .enable_all()
+            .build()?;
+        let (closing, is_closing) = watch::channel(false);
+        let mut service = self.service(proxy, settings);
+        let service =
+            runtime.spawn(async move { service.start_service(None, is_closing, TASKS_PER_LISTENER).await });
+        Ok(Running { runtime, service, closing, addresses: self.addresses })
     }
 
-    fn serve(self, proxy: Proxy, settings: &Settings, stop: watch::Receiver<Stop>) {
+    fn service(&self, proxy: Proxy, settings: &Settings) -> Service<HttpProxy<Proxy, ()>> {
         let conf = ServerConf {
             threads: settings.threads,
             upstream_keepalive_pool_size: settings.pool_size,
             max_retries: settings.attempts_max,
-            grace_period_seconds: Some(settings.drain.as_secs().max(1)),
-            graceful_shutdown_timeout_seconds: Some(RUNTIME_STOP_SECONDS),
             ..ServerConf::default()
         };
-        let mut server = Server::new_with_opt_and_conf(None, conf);
-        server.bootstrap();
-        let mut service = http_proxy_service(&server.configuration, proxy);
+        let mut service = http_proxy_service(&Arc::new(conf), proxy);
         if let Some(app) = service.app_logic_mut() {
             let mut options = HttpServerOptions::default();
             options.h2c = true;
@@ -100,8 +90,7 @@ impl Listening {
         for address in &self.addresses {
             service.add_tcp(&address.to_string());
         }
-        server.add_service(service);
-        server.run(RunArgs { shutdown_signal: Box::new(StopSignal(stop)) });
+        service
     }
 }
 
@@ -111,7 +100,7 @@ impl Running {
         let looks = most.as_millis() / LOOK_EVERY.as_millis();
         self.addresses.iter().all(|address| {
             (0..looks).any(|_| {
-                if self.has_ended() {
+                if self.service.is_finished() {
                     return false;
                 }
                 let accepts = TcpStream::connect_timeout(&reachable(*address), LOOK_EVERY).is_ok();
@@ -123,16 +112,21 @@ impl Running {
         })
     }
 
-    /// Whether Pingora is no longer there.
-    pub(super) fn has_ended(&self) -> bool {
-        self.thread.is_finished()
+    /// Ends when Pingora does, which before [`Running::close`] is a fault.
+    pub(super) async fn ended(&mut self) {
+        if let Err(fault) = (&mut self.service).await {
+            tracing::error!(%fault, "the listeners ended");
+        }
     }
 
-    /// Waits until Pingora has dropped every task.
-    pub(super) fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("the thread of the listeners ended in a panic");
-        }
+    /// Closes the listeners and idle connections. Requests under way go on.
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Drops every task that is left, and waits until it is gone, for at most this long. Not to be called on a runtime.
+    pub(super) fn stop(self, most: Duration) {
+        self.runtime.shutdown_timeout(most);
     }
 }
 
@@ -140,22 +134,13 @@ impl Running {
 fn reachable(address: SocketAddr) -> SocketAddr {
     let mut address = address;
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     address
-}
-
-#[async_trait]
-impl ShutdownSignalWatch for StopSignal {
-    async fn recv(&self) -> ShutdownSignal {
-        let mut stop = self.0.clone();
-        let stop = stop.wait_for(|stop| *stop != Stop::Serving).await.map(|stop| *stop);
-        match stop {
-            Ok(Stop::Now) => ShutdownSignal::FastShutdown,
-            // The sender is gone only when the process is about to be.
-            Ok(Stop::Serving | Stop::Drain) | Err(_) => ShutdownSignal::GracefulTerminate,
-        }
-    }
 }
 
 /// Binds the admin listener.
@@ -164,4 +149,3 @@ pub(super) async fn bind(address: &SocketAddr) -> Result<tokio::net::TcpListener
         .await
         .map_err(|cause| ServeError::Listen { address: address.to_string(), cause })
 }
-

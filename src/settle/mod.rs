@@ -6,12 +6,12 @@
 use crate::admit::{Admission, Permit};
 use crate::clock::Clock;
 use crate::ids::ProviderName;
-use crate::ledger::{End, Hold, Settled};
+use crate::ledger::{End, Hold, Settled, Synced};
 use crate::meter::{Ending, Fed, StreamMeter, Whole};
 use crate::openai::{Endpoint, prompt_tokens};
 use crate::relay::Body;
 use crate::usage::{Outcome, Usage, UsageSource};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The open bill of one request: its credit, what was asked and what has passed.
 #[must_use]
@@ -24,7 +24,17 @@ pub struct Bill {
     clock: Clock,
     arrived: Instant,
     first_output: Option<Instant>,
+    marks: Marks,
     is_sent: bool,
+    /// What the end of the answer has to wait for, where the operator wants it on the disk first.
+    synced: Option<Synced>,
+}
+
+/// When the journal was last told how far a stream is.
+#[derive(Clone, Copy)]
+struct Marks {
+    marked_at: Instant,
+    pieces: u32,
 }
 
 /// The input, as far as it is needed to count it.
@@ -51,6 +61,11 @@ pub struct Settlement {
 /// is silent about it; a larger one is counted and freed at the answer's first byte.
 const PROMPT_KEPT_MAX_BYTES: usize = 64 * 1024;
 
+/// The journal is told how far a stream is at least so often: what a killed process loses of it.
+const MARK_EVERY: Duration = Duration::from_secs(1);
+/// And after so many pieces, each of which is a token or so.
+const MARK_PIECES: u32 = 256;
+
 /// The status in a row whose client left before there was one (nginx's number for it).
 pub const STATUS_CLIENT_GONE: u16 = 499;
 
@@ -66,7 +81,9 @@ impl Bill {
             clock,
             arrived,
             first_output: None,
+            marks: Marks { marked_at: arrived, pieces: 0 },
             is_sent: false,
+            synced: None,
         }
     }
 
@@ -120,10 +137,27 @@ impl Bill {
     pub fn feed(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Fed {
         let Some(meter) = &mut self.stream else { return Fed::Open };
         let fed = meter.feed(piece, out);
+        let now = self.clock.now();
         if self.first_output.is_none() && meter.passed() {
-            self.first_output = Some(self.clock.now());
+            self.first_output = Some(now);
+            self.marks.marked_at = now;
+        }
+        self.marks.pieces += 1;
+        let is_due = self.marks.pieces >= MARK_PIECES || now.saturating_duration_since(self.marks.marked_at) >= MARK_EVERY;
+        if is_due && self.first_output.is_some() && matches!(fed, Fed::Open) {
+            self.mark(now);
         }
         fed
+    }
+
+    /// Tells the journal how far the stream is.
+    fn mark(&mut self, now: Instant) {
+        self.marks = Marks { marked_at: now, pieces: 0 };
+        let passed = self.passed();
+        if let Some(hold) = &mut self.hold {
+            hold.set_input(passed.input);
+            hold.progress(passed.output);
+        }
     }
 
     /// The provider's end of file.
@@ -158,12 +192,11 @@ impl Bill {
 
     /// Settles an answer that came whole.
     pub fn settle_whole(&mut self, whole: &Whole) -> Option<Settlement> {
-        self.first_output.get_or_insert_with(|| self.clock.now());
         match whole.usage {
-            Some(usage) => self.settle(usage, UsageSource::Reported, Outcome::Completed, 200),
+            Some(usage) => self.settle_in_tier(usage, UsageSource::Reported, Outcome::Completed, 200, whole.service_tier.clone()),
             None => {
                 let usage = Usage { input: self.input_tokens(), output: whole.output_tokens(), ..Usage::default() };
-                self.settle(usage, UsageSource::Counted, Outcome::Completed, 200)
+                self.settle_in_tier(usage, UsageSource::Counted, Outcome::Completed, 200, whole.service_tier.clone())
             }
         }
     }
@@ -184,11 +217,27 @@ impl Bill {
         self.is_sent
     }
 
+    /// What the end of the answer has to wait for; asked once, after it is settled.
+    pub fn take_synced(&mut self) -> Option<Synced> {
+        self.synced.take()
+    }
+
     fn settle(&mut self, usage: Usage, source: UsageSource, outcome: Outcome, status: u16) -> Option<Settlement> {
+        let service_tier = self.stream.as_ref().and_then(|meter| meter.service_tier()).map(str::to_owned);
+        self.settle_in_tier(usage, source, outcome, status, service_tier)
+    }
+
+    fn settle_in_tier(
+        &mut self,
+        usage: Usage,
+        source: UsageSource,
+        outcome: Outcome,
+        status: u16,
+        service_tier: Option<String>,
+    ) -> Option<Settlement> {
         let hold = self.hold.take()?;
         self.permit.used_tokens(usage.input_total().saturating_add(usage.output_total()));
-        let service_tier = self.stream.as_ref().and_then(|meter| meter.service_tier()).map(str::to_owned);
-        let settled = hold.settle(End {
+        let (settled, synced) = hold.settle(End {
             usage,
             source,
             outcome,
@@ -197,6 +246,7 @@ impl Bill {
             ttft_ms: self.ttft_ms(),
             service_tier,
         });
+        self.synced = synced;
         Some(Settlement { usage, source, outcome, settled })
     }
 

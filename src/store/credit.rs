@@ -6,7 +6,7 @@ use super::entries::{self, Book, Entry};
 use super::open::transact;
 use super::{Store, StoreError};
 use crate::clock::UnixMicros;
-use crate::ids::{AccountId, LotId};
+use crate::ids::{AccountId, LotId, SessionId};
 use crate::money::Micros;
 use sqlx::{Row, Sqlite, Transaction};
 
@@ -98,19 +98,16 @@ async fn add(
     lot_id: LotId,
     at: UnixMicros,
 ) -> Result<(), StoreError> {
-    let row = sqlx::query("SELECT available_micro, owed_micro FROM account WHERE id = ?")
+    let available: i64 = sqlx::query_scalar("SELECT available_micro FROM account WHERE id = ?")
         .bind(new.account_id.as_bytes())
         .fetch_optional(&mut **tx)
         .await?
         .ok_or_else(|| no_account(new.account_id))?;
-    let (available, owed): (i64, i64) = (row.get(0), row.get(1));
-    let paid = owed.min(new.amount.0);
-    let total = available.checked_add(new.amount.0 - paid).filter(|total| *total <= BALANCE_MAX_MICRO);
+    let total = available.checked_add(new.amount.0).filter(|total| *total <= BALANCE_MAX_MICRO);
     let total = total
         .ok_or_else(|| StoreError::Refused("the balance would be larger than the books hold".to_owned()))?;
-    sqlx::query("UPDATE account SET available_micro = ?, owed_micro = owed_micro - ? WHERE id = ?")
+    sqlx::query("UPDATE account SET available_micro = ? WHERE id = ?")
         .bind(total)
-        .bind(paid)
         .bind(new.account_id.as_bytes())
         .execute(&mut **tx)
         .await?;
@@ -131,10 +128,35 @@ async fn add(
         LotKind::Paid => Book::Cash,
         LotKind::Promotional | LotKind::Adjustment => Book::Given,
     };
-    let entry = |kind| Entry { kind, account: new.account_id, session: None, at };
-    entries::post(tx, entry("credit"), &[(source, new.amount.0), (Book::Customer, -new.amount.0)]).await?;
-    entries::post(tx, entry("debt_paid"), &[(Book::Customer, paid), (Book::Receivable, -paid)]).await?;
+    let entry = Entry { kind: "credit", account: new.account_id, session: None, at };
+    entries::post(tx, entry, &[(source, new.amount.0), (Book::Customer, -new.amount.0)]).await?;
+    pay_owed(tx, new.account_id, None, at).await?;
     changes::note(tx, Subject::Account(new.account_id)).await
+}
+
+/// Pays what the account owes from what it has: whatever comes in goes there first.
+pub(super) async fn pay_owed(
+    tx: &mut Transaction<'static, Sqlite>,
+    account: AccountId,
+    session: Option<SessionId>,
+    at: UnixMicros,
+) -> Result<(), StoreError> {
+    let paid: i64 = sqlx::query_scalar("SELECT min(owed_micro, available_micro) FROM account WHERE id = ?")
+        .bind(account.as_bytes())
+        .fetch_one(&mut **tx)
+        .await?;
+    if paid == 0 {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE account SET available_micro = available_micro - ?1, owed_micro = owed_micro - ?1 WHERE id = ?2",
+    )
+    .bind(paid)
+    .bind(account.as_bytes())
+    .execute(&mut **tx)
+    .await?;
+    let entry = Entry { kind: "debt_paid", account, session, at };
+    entries::post(tx, entry, &[(Book::Customer, paid), (Book::Receivable, -paid)]).await
 }
 
 /// The largest balance: a thousand million dollars. Sums of balances, too, stay within 64 bits.

@@ -2,6 +2,7 @@
 
 use super::accounts::{AccountStatus, no_account};
 use super::changes::{self, Subject};
+use super::credit;
 use super::entries::{self, Book, Entry};
 use super::open::transact;
 use super::{Store, StoreError};
@@ -123,6 +124,7 @@ impl Store {
             .await?;
             let entry = Entry { kind: "return", account, session: Some(session), at };
             entries::post(tx, entry, &[(Book::Escrow, amount.0), (Book::Customer, -amount.0)]).await?;
+            credit::pay_owed(tx, account, Some(session), at).await?;
             changes::note(tx, Subject::Account(account)).await?;
             Ok(totals)
         })

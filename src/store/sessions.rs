@@ -2,6 +2,7 @@
 
 use super::batch::collect_over_in;
 use super::changes::{self, Subject, signed};
+use super::credit;
 use super::entries::{self, Book, Entry};
 use super::open::transact;
 use super::{Store, StoreError};
@@ -225,11 +226,10 @@ async fn close_lease(
     at: UnixMicros,
 ) -> Result<(), StoreError> {
     let OpenLease { account, net, consumed } = lease;
-    let row = sqlx::query("SELECT carry_pico, available_micro, owed_micro FROM account WHERE id = ?")
+    let carry: i64 = sqlx::query_scalar("SELECT carry_pico FROM account WHERE id = ?")
         .bind(account.as_bytes())
         .fetch_one(&mut **tx)
         .await?;
-    let (carry, available, owed): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
     let (charged, carry) = consumed.saturating_add(Picos(carry)).split();
     let returned = net.0 - charged.0;
     if returned < 0 {
@@ -237,17 +237,14 @@ async fn close_lease(
             "the lease of {account} in {session} consumed more than it was granted"
         )));
     }
-    let paid = owed.min(available.saturating_add(returned));
     sqlx::query(
         "UPDATE account SET carry_pico = ?, consumed_micro = consumed_micro + ?, leased_micro = leased_micro - ?, \
-         available_micro = available_micro + ? - ?, owed_micro = owed_micro - ? WHERE id = ?",
+         available_micro = available_micro + ? WHERE id = ?",
     )
     .bind(carry.0)
     .bind(charged.0)
     .bind(net.0)
     .bind(returned)
-    .bind(paid)
-    .bind(paid)
     .bind(account.as_bytes())
     .execute(&mut **tx)
     .await?;
@@ -265,7 +262,7 @@ async fn close_lease(
     let entry = |kind| Entry { kind, account, session: Some(session), at };
     entries::post(tx, entry("return"), &[(Book::Escrow, returned), (Book::Customer, -returned)]).await?;
     entries::post(tx, entry("revenue"), &[(Book::Escrow, charged.0), (Book::Revenue, -charged.0)]).await?;
-    entries::post(tx, entry("debt_paid"), &[(Book::Customer, paid), (Book::Receivable, -paid)]).await?;
+    credit::pay_owed(tx, account, Some(session), at).await?;
     if returned > 0 {
         changes::note(tx, Subject::Account(account)).await?;
     }

@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("clock", 0),
     ("sse", 10),
     ("tokens", 10),
+    ("document", 10),
     ("openai", 10),
     ("metrics", 10),
     ("store", 10),

@@ -16,10 +16,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use weir::relay::adapter::{self, Control};
-use weir::relay::body::{self, Budget, Linger, Unread};
-use weir::relay::peer::{self, Origin, Timeouts};
-use weir::relay::{head, resolve};
+use weir::relay::{self, Budget, Control, Curfew, Linger, Origin, Resolver, ResolverSettings, Timeouts, Unread, head};
 
 /// What the matrix asks for in the place of the body's first byte, longer than it.
 pub(super) const REWRITTEN: &[u8] = b"{\"model\":\"provider/a-long-name\",";
@@ -56,7 +53,7 @@ impl Gateway {
         let proxy = Proxy {
             peers,
             gateway: gateway.clone(),
-            resolver: resolve::Resolver::new(resolve::Settings::default()),
+            resolver: Resolver::new(ResolverSettings::default()),
         };
         let mut app = http_proxy(&Arc::new(ServerConf::default()), proxy);
         let mut options = HttpServerOptions::default();
@@ -90,7 +87,7 @@ impl Gateway {
 struct Proxy {
     peers: Peers,
     gateway: Gateway,
-    resolver: resolve::Resolver,
+    resolver: Resolver,
 }
 
 #[derive(Default)]
@@ -121,7 +118,7 @@ async fn answer(session: &mut Session, status: u16, text: String, linger: bool) 
         let _ = session.write_response_body(Some(Bytes::from(text)), true).await;
     }
     if linger {
-        body::linger(session, &Linger::default()).await;
+        relay::linger(session, &Linger::default()).await;
     }
 }
 
@@ -145,13 +142,13 @@ impl ProxyHttp for Proxy {
             told(session, "x-peers").split(',').filter_map(|name| self.peers.get(name).copied()).collect();
         ctx.hold = told(session, "x-hold").to_owned();
         ctx.rewrite = told(session, "x-rewrite") == "yes";
-        let settings = body::Settings {
+        let settings = relay::BodySettings {
             max_bytes: told(session, "x-max-bytes").parse().unwrap_or(32 << 20),
             deadline: Duration::from_secs(60),
             min_bytes_per_s: 1,
             grace: told_ms(session, "x-grace-ms", 30_000),
         };
-        let body = match body::read_body(session, &settings, &self.gateway.budget).await {
+        let body = match relay::read_body(session, &settings, &self.gateway.budget).await {
             Ok(body) => body,
             Err(Unread::Refused(refused)) => {
                 answer(session, refused.kind.wire().status, refused.public, linger).await;
@@ -161,11 +158,11 @@ impl ProxyHttp for Proxy {
                 return Err(Error::new_down(ErrorType::ConnectionClosed));
             }
         };
-        let settings = adapter::Settings {
+        let settings = relay::Silence {
             first_byte_timeout: told_ms(session, "x-first-byte-ms", 60_000),
             idle_timeout: told_ms(session, "x-idle-ms", 60_000),
         };
-        let control = adapter::wrap(session, body, settings);
+        let control = relay::wrap(session, body, settings, &Curfew::default());
         if !ctx.hold.is_empty() {
             control.hold_head();
         }
@@ -182,7 +179,7 @@ impl ProxyHttp for Proxy {
         let short = Duration::from_secs(2);
         let timeouts =
             Timeouts { connect: short, total_connection: short, read: long, write: long, idle: long };
-        let mut peer = peer::build(address, &origin, &timeouts, 0);
+        let mut peer = relay::build_peer(address, &origin, &timeouts, 0);
         if h2 {
             peer.options.set_http_version(2, 2);
         }
@@ -281,7 +278,7 @@ impl ProxyHttp for Proxy {
         _: bool,
     ) -> Box<Error> {
         let control = ctx.control.as_ref().unwrap();
-        let theirs = *e.esource() == ErrorSource::Upstream || *e.etype() == adapter::FIRST_BYTE_TIMEOUT;
+        let theirs = *e.esource() == ErrorSource::Upstream || *e.etype() == relay::FIRST_BYTE_TIMEOUT;
         e.set_retry(theirs && control.can_replay() && ctx.attempt < ctx.plan.len());
         e
     }

@@ -419,10 +419,13 @@ impl Gateway {
     /// Holds the books against what the test did, stops, and does so once more with what is left behind.
     fn end(&mut self) {
         let books = wait_for_books(self);
+        let status = self.stop();
         assert!(books.is_empty(), "the books are off:\n{}\n{}", books.join("\n"), tail(&self.log()));
-        if let Some(status) = self.stop() {
-            assert!(status.success(), "the gateway ended with {status}:\n{}", tail(&self.log()));
-        }
+        assert!(
+            status.is_none_or(|status| status.success()),
+            "the gateway ended with {status:?}:\n{}",
+            tail(&self.log())
+        );
         let books = [audit::books(self), audit::log(self)].concat();
         assert!(
             books.is_empty(),

@@ -1,0 +1,133 @@
+//! The metrics of requests: name, help, labels and buckets of each.
+
+use prometheus::core::Collector;
+use prometheus::{CounterVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+
+/// The families that requests are counted in.
+pub(super) struct Families {
+    pub(super) requests: IntCounterVec,
+    pub(super) settlements: IntCounterVec,
+    pub(super) used_units: IntCounterVec,
+    pub(super) billed_usd: CounterVec,
+    pub(super) over_usd: CounterVec,
+    pub(super) price_fallbacks: IntCounterVec,
+    pub(super) attempt_failures: IntCounterVec,
+    pub(super) token_usage: HistogramVec,
+    pub(super) duration: HistogramVec,
+    pub(super) time_to_first_token: HistogramVec,
+    pub(super) time_per_output_token: HistogramVec,
+}
+
+const REQUEST: &[&str] = &["route", "model", "provider", "kind"];
+const SETTLEMENT: &[&str] = &["model", "provider", "outcome", "source"];
+const CLASS: &[&str] = &["model", "provider", "class"];
+const MODEL: &[&str] = &["model", "provider"];
+const FAILURE: &[&str] = &["failure"];
+const GEN_AI: &[&str] = &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"];
+const GEN_AI_TOKENS: &[&str] =
+    &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_token_type"];
+const GEN_AI_ENDED: &[&str] =
+    &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type"];
+
+const TOKENS: &[f64] = &[
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+const DURATION: &[f64] =
+    &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+const FIRST_TOKEN: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0,
+    30.0, 45.0, 60.0,
+];
+const OUTPUT_TOKEN: &[f64] = &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+
+impl Families {
+    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let count = |name: &str, help: &str, labels: &[&str]| {
+            register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let sum = |name: &str, help: &str, labels: &[&str]| {
+            register(registry, CounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let spread = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
+            register(
+                registry,
+                HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?,
+            )
+        };
+        Ok(Families {
+            requests: count(
+                "weir_requests_total",
+                "Requests that have ended, by what the client was told.",
+                REQUEST,
+            )?,
+            settlements: count(
+                "weir_settlements_total",
+                "Requests that were sent to a provider, by how they ended and who counted their usage.",
+                SETTLEMENT,
+            )?,
+            used_units: count("weir_used_units_total", "Units billed, by disjoint usage class.", CLASS)?,
+            billed_usd: sum(
+                "weir_billed_usd_total",
+                "What requests cost their accounts, in US dollars.",
+                MODEL,
+            )?,
+            over_usd: sum(
+                "weir_billed_over_hold_usd_total",
+                "Cost above the credit that was held for the request, in US dollars.",
+                MODEL,
+            )?,
+            price_fallbacks: count(
+                "weir_price_fallbacks_total",
+                "Requests that used a class without a price of its own and were billed by another's.",
+                MODEL,
+            )?,
+            attempt_failures: count(
+                "weir_attempt_failures_total",
+                "Attempts at providers that failed before an answer began.",
+                FAILURE,
+            )?,
+            token_usage: spread(
+                "gen_ai_client_token_usage_token",
+                "Billed input and output tokens of a request.",
+                GEN_AI_TOKENS,
+                TOKENS,
+            )?,
+            duration: spread(
+                "gen_ai_server_request_duration_seconds",
+                "From the head of a request to the end of its answer, for requests that were sent to a provider.",
+                GEN_AI_ENDED,
+                DURATION,
+            )?,
+            time_to_first_token: spread(
+                "gen_ai_server_time_to_first_token_seconds",
+                "From the head of a request to the first output of its stream.",
+                GEN_AI,
+                FIRST_TOKEN,
+            )?,
+            time_per_output_token: spread(
+                "gen_ai_server_time_per_output_token_seconds",
+                "Mean time between the output tokens of a stream after the first.",
+                GEN_AI,
+                OUTPUT_TOKEN,
+            )?,
+        })
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, family: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}

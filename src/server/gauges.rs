@@ -1,0 +1,98 @@
+//! What each part says of itself, brought together when the metrics are read.
+
+use crate::authenticate::Authenticator;
+use crate::control::admin::Readiness;
+use crate::feed::Feed;
+use crate::ledger::Ledger;
+use crate::metrics::{Level, Metrics};
+use crate::money::Picos;
+use crate::relay::Budget;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// The metrics of the process and where their numbers are. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Gauges {
+    metrics: Metrics,
+    readiness: Readiness,
+    /// Not there until the books are open.
+    sources: Arc<OnceLock<Sources>>,
+}
+
+/// Who is asked.
+pub(super) struct Sources {
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) feed: Feed,
+    pub(super) ledger: Ledger,
+    pub(super) budget: Budget,
+    /// In bytes.
+    pub(super) budget_max: usize,
+    pub(super) in_flight: Arc<AtomicU64>,
+}
+
+impl Gauges {
+    pub(super) fn new(metrics: Metrics, readiness: Readiness) -> Self {
+        Gauges { metrics, readiness, sources: Arc::default() }
+    }
+
+    /// From now on these are asked. The first ones stay.
+    pub(super) fn ask(&self, sources: Sources) {
+        self.sources.get_or_init(|| sources);
+    }
+
+    /// The metrics as text, with the numbers of this moment.
+    pub(super) fn render(&self) -> Result<String, String> {
+        self.metrics.set(Level::Ready, f64::from(u8::from(self.readiness.is_ready())));
+        if let Some(sources) = self.sources.get() {
+            for (level, value) in sources.read() {
+                self.metrics.set(level, value);
+            }
+        }
+        self.metrics.render().map_err(|fault| fault.to_string())
+    }
+}
+
+impl Sources {
+    fn read(&self) -> Vec<(Level, f64)> {
+        let keys = self.authenticator.stats();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        let mut levels = vec![
+            (Level::RequestsInFlight, count(&self.in_flight)),
+            (Level::BufferedBodyBytes, self.budget.used_bytes() as f64),
+            (Level::BufferedBodyLimitBytes, self.budget_max as f64),
+            (Level::KeyCacheHits, count(&keys.hits)),
+            (Level::KeyCacheMisses, count(&keys.misses)),
+            (Level::KeyCacheRefusals, count(&keys.refused)),
+            (Level::FeedStalenessSeconds, self.feed.stale_for().as_secs_f64()),
+        ];
+        levels.extend(self.ledger());
+        levels
+    }
+
+    fn ledger(&self) -> Vec<(Level, f64)> {
+        let stats = self.ledger.stats();
+        let flag = |is_set: bool| f64::from(u8::from(is_set));
+        let usd = |amount: Picos| amount.0 as f64 / 1e12;
+        let mut levels = vec![
+            (Level::LedgerOpenHolds, stats.open_holds as f64),
+            (Level::LedgerHeldUsd, usd(stats.held)),
+            (Level::LedgerFreeUsd, usd(stats.free)),
+            (Level::LedgerLeases, stats.leases as f64),
+            (Level::LedgerBacklog, stats.backlog as f64),
+            (Level::LedgerWriterLagSeconds, stats.writer_lag.as_secs_f64()),
+            (Level::LedgerJournalBytes, stats.journal.bytes as f64),
+            (Level::LedgerJournalFailed, flag(stats.journal.is_failed)),
+            (Level::LedgerBatches, stats.batches as f64),
+            (Level::LedgerBatchFailures, stats.batch_failures as f64),
+            (Level::LedgerRows, stats.rows as f64),
+            (Level::LedgerQuarantined, stats.quarantined as f64),
+            (Level::LedgerGrants, stats.grants as f64),
+            (Level::LedgerGrantFailures, stats.grant_failures as f64),
+            (Level::LedgerSessionsRecovered, stats.sessions_recovered as f64),
+            (Level::LedgerTornBytes, stats.torn_bytes as f64),
+            (Level::LedgerFenced, flag(stats.is_fenced)),
+        ];
+        levels.extend(stats.audit_drift.map(|drift| (Level::LedgerAuditDriftUsd, usd(Picos(drift)))));
+        levels
+    }
+}
