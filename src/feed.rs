@@ -111,13 +111,13 @@ impl Feed {
 
     /// Whether nothing about the key or its account is known to have changed since that version.
     pub fn is_current(&self, read_at_version: u64, key: KeyId, account: AccountId) -> bool {
-        self.is_account_current(read_at_version, account) && is_current(&self.0.keys, read_at_version, key)
+        self.is_account_current(read_at_version, account) && is_current(&self.0.keys, read_at_version, &key)
     }
 
     /// Whether nothing about the account is known to have changed since that version.
     pub fn is_account_current(&self, read_at_version: u64, account: AccountId) -> bool {
         read_at_version >= self.0.floor.load(Ordering::Acquire)
-            && is_current(&self.0.accounts, read_at_version, account)
+            && is_current(&self.0.accounts, read_at_version, &account)
     }
 
     /// Whether what was not there at that version can be taken for not there now: nothing at all has changed since.
@@ -183,7 +183,7 @@ impl Feed {
     }
 }
 
-fn is_current<Id: Eq + Hash>(last: &RwLock<Last<Id>>, read_at_version: u64, id: Id) -> bool {
+fn is_current<Id: Eq + Hash>(last: &RwLock<Last<Id>>, read_at_version: u64, id: &Id) -> bool {
     let last = last.read().unwrap_or_else(PoisonError::into_inner);
-    last.0.get(&id).is_none_or(|changed_at| *changed_at <= read_at_version)
+    last.0.get(id).is_none_or(|changed_at| *changed_at <= read_at_version)
 }

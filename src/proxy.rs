@@ -134,7 +134,8 @@ impl ProxyHttp for Proxy {
                 Ok(true)
             }
             Err(Unread::ClientGone) => {
-                let mut error = Error::explain(ErrorType::ConnectionClosed, "the client left in the middle of its body");
+                let mut error =
+                    Error::explain(ErrorType::ConnectionClosed, "the client left in the middle of its body");
                 error.as_down();
                 Err(error)
             }
@@ -191,7 +192,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         let exchange = ctx.stage.exchange()?;
-        *body = exchange.receive_body(body.take(), end_of_stream, &self.settings, &mut ctx.trace)?;
+        *body = exchange.receive_body(body.as_ref(), end_of_stream, &self.settings, &mut ctx.trace)?;
         Ok(None)
     }
 
@@ -205,7 +206,13 @@ impl ProxyHttp for Proxy {
         ctx.stage.exchange()?.receive_body(None, true, &self.settings, &mut ctx.trace)
     }
 
-    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Ctx,
+        error: Box<Error>,
+    ) -> Box<Error> {
         match &mut ctx.stage {
             Stage::Relaying(exchange) => exchange.not_connected(error, &mut ctx.trace),
             Stage::Arrived | Stage::Answered => error,
@@ -289,21 +296,28 @@ impl Proxy {
         let caller = self.authenticate(session).await?;
         ctx.trace.caller(&caller, self.admitter.standing(&caller));
         match target {
-            Target::Generate(endpoint) => self.admit(session, ctx, &caller, endpoint).await.map(Received::Relay),
+            Target::Generate(endpoint) => {
+                self.admit(session, ctx, &caller, endpoint).await.map(Received::Relay)
+            }
             Target::Models => Ok(Received::Answer(self.models(&caller))),
             Target::Model(name) => Ok(Received::Answer(self.model(&caller, name)?)),
         }
     }
 
     async fn authenticate(&self, session: &Session) -> Judged<Caller> {
-        let mut all = session.req_header().headers.get_all(AUTHORIZATION).iter().map(|value| value.as_bytes());
+        let mut all =
+            session.req_header().headers.get_all(AUTHORIZATION).iter().map(|value| value.as_bytes());
         let authorization = all.next();
         if all.any(|other| Some(other) != authorization) {
-            return Err(Refused::new(Kind::InvalidApiKey, "The request has two different Authorization headers; send one."));
+            return Err(Refused::new(
+                Kind::InvalidApiKey,
+                "The request has two different Authorization headers; send one.",
+            ));
         }
         match self.authenticator.authenticate(authorization).await {
             Err(refused) if refused.kind == Kind::InvalidApiKey => {
-                let address = session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip());
+                let address =
+                    session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip());
                 address.map_or(Ok(()), |ip| self.guard.failed(ip)).and(Err(refused))
             }
             other => other,
@@ -388,7 +402,9 @@ fn target<'a>(path: &'a str, method: &Method) -> Judged<Target<'a>> {
     let (target, allowed) = match (endpoint, rest.strip_prefix("/models")) {
         (Some(endpoint), _) => (Target::Generate(endpoint), Method::POST),
         (None, Some("" | "/")) => (Target::Models, Method::GET),
-        (None, Some(name)) if name.len() > 1 && name.starts_with('/') => (Target::Model(&name[1..]), Method::GET),
+        (None, Some(name)) if name.len() > 1 && name.starts_with('/') => {
+            (Target::Model(&name[1..]), Method::GET)
+        }
         (None, _) => return Err(unknown()),
     };
     if method != allowed {
@@ -399,8 +415,11 @@ fn target<'a>(path: &'a str, method: &Method) -> Judged<Target<'a>> {
 
 fn model_not_found(name: &str) -> Refused {
     let shown: String = name.chars().take(128).collect();
-    Refused::new(Kind::ModelNotFound, format!("The model {shown:?} does not exist or is not served here. See GET /v1/models."))
-        .param("model")
+    Refused::new(
+        Kind::ModelNotFound,
+        format!("The model {shown:?} does not exist or is not served here. See GET /v1/models."),
+    )
+    .param("model")
 }
 
 impl Stage {

@@ -33,8 +33,11 @@ impl Guard {
         if address.is_loopback() || self.failures.observe(&address, 1) <= self.failures_per_second {
             return Ok(());
         }
-        Err(Refused::new(Kind::RateLimitExceeded, "Too many requests without a valid API key from this address.")
-            .retry_after(WINDOW))
+        Err(Refused::new(
+            Kind::RateLimitExceeded,
+            "Too many requests without a valid API key from this address.",
+        )
+        .retry_after(WINDOW))
     }
 }
 

@@ -73,12 +73,18 @@ impl Limits {
             let mut state = limits.state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.concurrent >= tier.concurrent_requests {
                 return Err(limited(
-                    format!("This account already has {} requests under way, its limit.", tier.concurrent_requests),
+                    format!(
+                        "This account already has {} requests under way, its limit.",
+                        tier.concurrent_requests
+                    ),
                     CONCURRENCY_WAIT,
                 ));
             }
             state.requests.take(1, now).map_err(|wait| {
-                limited(format!("This account is limited to {} requests per minute.", tier.requests_per_minute), wait)
+                limited(
+                    format!("This account is limited to {} requests per minute.", tier.requests_per_minute),
+                    wait,
+                )
             })?;
             state.concurrent += 1;
         }
@@ -144,7 +150,8 @@ impl Permit {
 
     /// Corrects the estimate by what was used.
     pub fn used_tokens(&mut self, used: u64) {
-        let difference = i64::try_from(used).unwrap_or(i64::MAX) - i64::try_from(self.tokens_taken).unwrap_or(i64::MAX);
+        let difference =
+            i64::try_from(used).unwrap_or(i64::MAX) - i64::try_from(self.tokens_taken).unwrap_or(i64::MAX);
         self.tokens_taken = used;
         let mut state = self.limits.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.tokens.correct(difference, self.clock.now());
@@ -170,7 +177,8 @@ impl Drop for Permit {
 }
 
 fn limited(message: String, wait: Duration) -> Refused {
-    Refused::new(Kind::RateLimitExceeded, message + " Try again after the time in Retry-After.").retry_after(wait)
+    Refused::new(Kind::RateLimitExceeded, message + " Try again after the time in Retry-After.")
+        .retry_after(wait)
 }
 
 #[cfg(test)]

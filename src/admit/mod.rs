@@ -172,11 +172,12 @@ fn refuse_shortage(shortage: Shortage) -> Refused {
             Kind::AccountSuspended,
             "This account is suspended. Contact the operator of this service.",
         ),
-        Shortage::Unavailable => {
-            Refused::new(Kind::NoCapacity, "The service cannot reserve credit at the moment; try again shortly.")
-                .retry_after(LEDGER_WAIT)
-                .internal("the database did not grant credit in time")
-        }
+        Shortage::Unavailable => Refused::new(
+            Kind::NoCapacity,
+            "The service cannot reserve credit at the moment; try again shortly.",
+        )
+        .retry_after(LEDGER_WAIT)
+        .internal("the database did not grant credit in time"),
         Shortage::Backlog => {
             Refused::new(Kind::NoCapacity, "The service is catching up with its books; try again shortly.")
                 .retry_after(LEDGER_WAIT)

@@ -82,7 +82,10 @@ impl Authenticator {
             store,
             feed,
             clock,
-            known: Cache::builder().max_capacity(settings.entries_max).time_to_live(settings.entry_ttl).build(),
+            known: Cache::builder()
+                .max_capacity(settings.entries_max)
+                .time_to_live(settings.entry_ttl)
+                .build(),
             unknown: Cache::builder()
                 .max_capacity(settings.unknown_entries_max)
                 .time_to_live(settings.entry_ttl)

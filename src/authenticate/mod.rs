@@ -107,7 +107,9 @@ fn bearer(authorization: Option<&[u8]>) -> Result<ApiKey, Refused> {
         return Err(invalid_key("The Authorization header must be \"Bearer\", a space, and an API key."));
     }
     ApiKey::parse(token.trim()).ok_or_else(|| {
-        invalid_key("This is not an API key of this service: keys begin with \"sk-weir-\" and end in a checksum.")
+        invalid_key(
+            "This is not an API key of this service: keys begin with \"sk-weir-\" and end in a checksum.",
+        )
     })
 }
 

@@ -157,7 +157,7 @@ impl Hold {
 
     /// Settles: the journal has it when this returns, the database soon after. Where the operator wants it on the disk before anyone is
     /// told, what to wait for comes with it.
-    pub fn settle(mut self, end: End) -> (Settled, Option<Synced>) {
+    pub fn settle(mut self, end: &End) -> (Settled, Option<Synced>) {
         let settled = self.end(end);
         let journal = &self.inner.journal;
         let synced = match journal.durability() {
@@ -165,13 +165,15 @@ impl Hold {
             Durability::Strict => {
                 let (mut durable, seq) = (journal.durable(), settled.seq);
                 // The journal's end ends the wait: nobody is left to be told.
-                Some(Box::pin(async move { durable.wait_for(|durable| *durable >= seq).await.map_or((), |_| ()) }) as Synced)
+                Some(Box::pin(
+                    async move { durable.wait_for(|durable| *durable >= seq).await.map_or((), |_| ()) },
+                ) as Synced)
             }
         };
         (settled, synced)
     }
 
-    fn end(&mut self, end: End) -> Settled {
+    fn end(&mut self, end: &End) -> Settled {
         self.is_ended = true;
         let (inner, request) = (&self.inner, &self.request);
         let tier = end.service_tier.as_deref().or(request.service_tier.as_deref());
@@ -238,7 +240,7 @@ impl Drop for Hold {
         }
         let usage =
             Usage { input: self.request.input_tokens, output: self.output_tokens, ..Usage::default() };
-        let _settled = self.end(End {
+        let _settled = self.end(&End {
             usage,
             source: UsageSource::Counted,
             outcome: Outcome::Shutdown,

@@ -3,9 +3,9 @@
 //! Promises: in the order of the journal, each once; a lost answer to a commit is resolved by the watermark; a row that the database
 //! refuses is charged all the same and stops no other. Refuses to know: accounts beyond its session's own rows.
 
-use super::{Inner, grants};
 use super::database::Database;
 use super::rows;
+use super::{Inner, grants};
 use crate::clock::UnixMicros;
 use crate::ids::SessionId;
 use crate::store::{Batch, BatchError, RequestRow, StoreError};

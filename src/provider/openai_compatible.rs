@@ -44,14 +44,18 @@ impl Dialect for OpenAi {
         let internal = format!("the provider answered {status}");
         match status {
             400 | 404 | 409 | 413 | 422 => rejected(status, body).internal(internal),
-            429 | 503 | 529 => Refused::new(Kind::NoCapacity, "The model is overloaded at the moment; try again shortly.")
-                .retry_after(Duration::from_secs(2))
-                .internal(internal),
-            408 | 504 => {
-                Refused::new(Kind::UpstreamTimeout, "The model did not answer in time; try again.").internal(internal)
+            429 | 503 | 529 => {
+                Refused::new(Kind::NoCapacity, "The model is overloaded at the moment; try again shortly.")
+                    .retry_after(Duration::from_secs(2))
+                    .internal(internal)
             }
-            _ => Refused::new(Kind::UpstreamError, "The model's provider failed on this request; it was not billed.")
+            408 | 504 => Refused::new(Kind::UpstreamTimeout, "The model did not answer in time; try again.")
                 .internal(internal),
+            _ => Refused::new(
+                Kind::UpstreamError,
+                "The model's provider failed on this request; it was not billed.",
+            )
+            .internal(internal),
         }
     }
 }
@@ -61,7 +65,8 @@ impl Dialect for OpenAi {
 fn rejected(status: u16, body: &[u8]) -> Refused {
     let fault = UpstreamFault::parse(body);
     let kind = fault.code.as_deref().or(fault.r#type.as_deref()).and_then(known);
-    let message = fault.message.filter(|message| status == 400 && kind.is_some() && !names_a_credential(message));
+    let message =
+        fault.message.filter(|message| status == 400 && kind.is_some() && !names_a_credential(message));
     let message = message.map_or_else(
         || "The model's provider refused this request as invalid.".to_owned(),
         |message| shorten(&message),
@@ -77,10 +82,20 @@ fn rejected(status: u16, body: &[u8]) -> Refused {
 fn known(code: &str) -> Option<Kind> {
     match code {
         "context_length_exceeded" | "exceed_context_size_error" => Some(Kind::ContextLengthExceeded),
-        "unsupported_parameter" | "unsupported_value" | "unknown_parameter" => Some(Kind::UnsupportedParameter),
-        "invalid_value" | "invalid_type" | "missing_required_parameter" | "string_above_max_length"
-        | "string_below_min_length" | "array_above_max_length" | "array_below_min_length" | "integer_above_max_value"
-        | "integer_below_min_value" | "decimal_above_max_value" | "decimal_below_min_value" => Some(Kind::InvalidValue),
+        "unsupported_parameter" | "unsupported_value" | "unknown_parameter" => {
+            Some(Kind::UnsupportedParameter)
+        }
+        "invalid_value"
+        | "invalid_type"
+        | "missing_required_parameter"
+        | "string_above_max_length"
+        | "string_below_min_length"
+        | "array_above_max_length"
+        | "array_below_min_length"
+        | "integer_above_max_value"
+        | "integer_below_min_value"
+        | "decimal_above_max_value"
+        | "decimal_below_min_value" => Some(Kind::InvalidValue),
         _ => None,
     }
 }

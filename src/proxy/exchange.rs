@@ -2,14 +2,16 @@
 //!
 //! Invariant: the bill is settled before the bytes that end an answer are handed on.
 
+use super::Settings;
 use super::answer;
 use super::trace::Trace;
-use super::Settings;
 use crate::meter::{Ending, Fed, StreamMeter, StreamSettings, Whole};
 use crate::openai::{self, Ask};
 use crate::refusal::{Kind, Refused};
 use crate::relay::headers::{is_event_stream, json_answer, stream_answer, upstream_request};
-use crate::relay::{CURFEW, Control, Failure, IDLE_TIMEOUT, NOT_CLOSED, Next, Upstream, Upstreams, is_timeout};
+use crate::relay::{
+    CURFEW, Control, Failure, IDLE_TIMEOUT, NOT_CLOSED, Next, Upstream, Upstreams, is_timeout,
+};
 use crate::route::{Plan, Provider};
 use crate::settle::{Bill, STATUS_CLIENT_GONE};
 use crate::usage::Outcome;
@@ -101,7 +103,13 @@ impl Exchange {
         let edits = candidate.provider.dialect.edits(&self.ask, &candidate.upstream_model);
         let outgoing = Bytes::from(openai::splice(body, &edits));
         let version = head.version;
-        *head = upstream_request(&candidate.provider, origin, self.ask.endpoint, self.ask.stream, outgoing.len())?;
+        *head = upstream_request(
+            &candidate.provider,
+            origin,
+            self.ask.endpoint,
+            self.ask.stream,
+            outgoing.len(),
+        )?;
         head.set_version(version);
         self.attempt.outgoing_body = Some(outgoing);
         self.bill.sent(&candidate.provider.name, &candidate.upstream_model);
@@ -153,16 +161,16 @@ impl Exchange {
     /// A piece of the provider's body in, what goes to the client out.
     pub(super) fn receive_body(
         &mut self,
-        piece: Option<Bytes>,
+        piece: Option<&Bytes>,
         is_end: bool,
         settings: &Settings,
         trace: &mut Trace,
     ) -> Result<Option<Bytes>> {
         match &mut self.answer {
             Answer::Awaited | Answer::Ended => Ok(None),
-            Answer::Stream => Ok(self.pass(piece.as_deref().unwrap_or_default(), is_end, trace)),
+            Answer::Stream => Ok(self.pass(piece.map(AsRef::as_ref).unwrap_or_default(), is_end, trace)),
             Answer::Whole(body) => {
-                let piece = piece.as_deref().unwrap_or_default();
+                let piece = piece.map(AsRef::as_ref).unwrap_or_default();
                 if body.len().saturating_add(piece.len()) > settings.answer_max_bytes {
                     return Err(upstream_error("the answer is larger than the gateway takes"));
                 }
@@ -175,7 +183,7 @@ impl Exchange {
             }
             Answer::Refusal { status, body } => {
                 let room = ERROR_MAX_BYTES.saturating_sub(body.len());
-                let piece = piece.as_deref().unwrap_or_default();
+                let piece = piece.map(AsRef::as_ref).unwrap_or_default();
                 body.extend_from_slice(&piece[..piece.len().min(room)]);
                 if !is_end {
                     return Ok(None);
@@ -258,7 +266,12 @@ impl Exchange {
     }
 
     /// An attempt broke off after its connection stood.
-    pub(super) fn attempt_failed(&mut self, mut error: Box<Error>, client_reused: bool, trace: &mut Trace) -> Box<Error> {
+    pub(super) fn attempt_failed(
+        &mut self,
+        mut error: Box<Error>,
+        client_reused: bool,
+        trace: &mut Trace,
+    ) -> Box<Error> {
         let is_before_answer = matches!(self.answer, Answer::Awaited);
         if matches!(error.etype(), ErrorType::HTTPStatus(_)) && is_before_answer {
             // The retry that `receive_head` decided.
@@ -298,7 +311,12 @@ impl Exchange {
 
     /// The request cannot be relayed to its end. Settles, and tells the client what can still be told. The status that the
     /// client has, 0 when it left; its connection is used again only where it has a whole answer.
-    pub(super) async fn fail(&mut self, session: &mut Session, error: &Error, trace: &mut Trace) -> FailToProxy {
+    pub(super) async fn fail(
+        &mut self,
+        session: &mut Session,
+        error: &Error,
+        trace: &mut Trace,
+    ) -> FailToProxy {
         let head_sent = self.control.head_sent();
         self.control.unwrap(session);
         if matches!(self.answer, Answer::Ended) && *error.etype() == NOT_CLOSED {
@@ -308,7 +326,13 @@ impl Exchange {
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
-    async fn fail_unfinished(&mut self, session: &mut Session, error: &Error, head_sent: bool, trace: &mut Trace) -> u16 {
+    async fn fail_unfinished(
+        &mut self,
+        session: &mut Session,
+        error: &Error,
+        head_sent: bool,
+        trace: &mut Trace,
+    ) -> u16 {
         trace.internal(error);
         if self.control.client_gone() {
             let status = if head_sent { 200 } else { STATUS_CLIENT_GONE };
@@ -380,7 +404,8 @@ impl Exchange {
     /// What the client is told when no candidate is left.
     fn refusal(&self, error: &Error) -> Refused {
         if *error.etype() == CURFEW {
-            return Refused::new(Kind::NoCapacity, "The gateway is being restarted; try again.").retry_after(RESTART_WAIT);
+            return Refused::new(Kind::NoCapacity, "The gateway is being restarted; try again.")
+                .retry_after(RESTART_WAIT);
         }
         let dialect = self.plan.candidate().provider.dialect;
         let timed_out = is_timeout(error.etype()) || *error.etype() == IDLE_TIMEOUT;
@@ -397,7 +422,9 @@ impl Exchange {
 }
 
 fn place<'a>(upstreams: &'a Upstreams, provider: &Provider) -> Result<&'a Upstream> {
-    upstreams.get(&provider.name).ok_or_else(|| Error::explain(ErrorType::InternalError, "a provider without a place"))
+    upstreams
+        .get(&provider.name)
+        .ok_or_else(|| Error::explain(ErrorType::InternalError, "a provider without a place"))
 }
 
 /// What a client is told to wait when the gateway stops.

@@ -100,7 +100,10 @@ impl Trace {
     pub(super) fn arrived(&mut self, session: &Session) {
         let headers = &session.req_header().headers;
         let declared = headers.get(CONTENT_LENGTH).is_some_and(|value| value.as_bytes() != b"0");
-        if declared || headers.contains_key(http::header::TRANSFER_ENCODING) || session.as_downstream().as_http1().is_none() {
+        if declared
+            || headers.contains_key(http::header::TRANSFER_ENCODING)
+            || session.as_downstream().as_http1().is_none()
+        {
             self.body = BodyState::Unread;
         }
         self.client_request_id = headers
@@ -164,7 +167,9 @@ impl Trace {
     pub(super) fn stream_ended(&mut self, ending: &Ending) {
         match ending {
             Ending::Done => {}
-            Ending::ErrorEvent(_) | Ending::Truncated | Ending::TooLong => self.kind = Some(Kind::UpstreamError),
+            Ending::ErrorEvent(_) | Ending::Truncated | Ending::TooLong => {
+                self.kind = Some(Kind::UpstreamError)
+            }
         }
     }
 

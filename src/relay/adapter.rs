@@ -130,7 +130,9 @@ impl Adapter {
                 HttpTask::Done | HttpTask::Trailer(_) if matches!(self.answer, Answer::Held(_)) => {
                     return Err(unseen_end("no end of body"));
                 }
-                HttpTask::Failed(error) if matches!(self.answer, Answer::Awaited | Answer::Held(_)) => return Err(error),
+                HttpTask::Failed(error) if matches!(self.answer, Answer::Awaited | Answer::Held(_)) => {
+                    return Err(error);
+                }
                 other @ (HttpTask::Done
                 | HttpTask::Trailer(_)
                 | HttpTask::Failed(_)
@@ -143,16 +145,18 @@ impl Adapter {
     /// What there is of the answer, its last bytes marked as such.
     fn conclude(&mut self, tasks: Vec<HttpTask>) -> Vec<HttpTask> {
         let mut ready: Vec<HttpTask> = self.release().into_iter().collect();
-        let bodies = tasks.into_iter().filter_map(|task| match task {
-            HttpTask::Body(Some(data), _) if !data.is_empty() => Some(HttpTask::Body(Some(data), false)),
-            HttpTask::Header(head, _) => Some(HttpTask::Header(head, false)),
-            HttpTask::Body(..) | HttpTask::Done | HttpTask::Trailer(_) | HttpTask::Failed(_) | HttpTask::UpgradedBody(..) => None,
-        });
-        for task in bodies {
-            ready.push(match task {
-                HttpTask::Header(head, end) => self.pass(head, end),
-                other => other,
-            });
+        for task in tasks {
+            match task {
+                HttpTask::Header(head, _) => ready.push(self.pass(head, false)),
+                HttpTask::Body(Some(data), _) if !data.is_empty() => {
+                    ready.push(HttpTask::Body(Some(data), false))
+                }
+                HttpTask::Body(..)
+                | HttpTask::Done
+                | HttpTask::Trailer(_)
+                | HttpTask::Failed(_)
+                | HttpTask::UpgradedBody(..) => {}
+            }
         }
         match ready.last_mut() {
             Some(HttpTask::Body(_, end)) => *end = true,
@@ -205,7 +209,9 @@ impl Adapter {
             Answer::Awaited => {
                 Error::explain(FIRST_BYTE_TIMEOUT, "the provider did not begin to answer in time")
             }
-            Answer::Ended => Error::explain(NOT_CLOSED, "the provider keeps an answer open that it has ended"),
+            Answer::Ended => {
+                Error::explain(NOT_CLOSED, "the provider keeps an answer open that it has ended")
+            }
             Answer::Held(_) | Answer::Passed => {
                 Error::explain(IDLE_TIMEOUT, "the provider stopped in the middle of its answer")
             }

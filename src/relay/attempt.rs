@@ -45,6 +45,10 @@ impl Failure {
 
     /// What an error of the engine means, when no head of an answer had come. `reused` tells that the connection had served a
     /// request before.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a foreign enum of three dozen: what is not named may have been executed"
+    )]
     pub fn of_error(error: &Error, reused: bool) -> Failure {
         let etype = error.etype();
         if *etype == FIRST_BYTE_TIMEOUT || is_timeout(etype) {
@@ -52,10 +56,14 @@ impl Failure {
         }
         match etype {
             // The engine marks these as safe only for REFUSED_STREAM, HTTP_1_1_REQUIRED and a GOAWAY that left this stream out.
-            ErrorType::H2Error | ErrorType::H2Downgrade if matches!(error.retry, RetryType::Decided(true)) => {
+            ErrorType::H2Error | ErrorType::H2Downgrade
+                if matches!(error.retry, RetryType::Decided(true)) =>
+            {
                 Failure::NotProcessed
             }
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed if reused => Failure::IdleRace,
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed if reused => {
+                Failure::IdleRace
+            }
             ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2 => Failure::Garbage,
             _ => Failure::Reset,
         }
@@ -88,7 +96,10 @@ impl Failure {
 pub fn is_timeout(etype: &ErrorType) -> bool {
     matches!(
         etype,
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout
+        ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout
+            | ErrorType::ConnectTimedout
+            | ErrorType::TLSHandshakeTimedout
     )
 }
 

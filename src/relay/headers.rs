@@ -3,12 +3,14 @@
 //! Promises: credentials, cookies and hop-by-hop headers of the client never reach a provider, and a provider's identity, cookies
 //! and limits never reach a client, because only what is named here crosses.
 
-use crate::openai::Endpoint;
 use super::peer::Origin;
+use crate::openai::Endpoint;
 use crate::route::Provider;
 use crate::secret::ExposeSecret;
 use http::Method;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, USER_AGENT};
+use http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, USER_AGENT,
+};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorType, Result};
 
@@ -32,8 +34,9 @@ pub fn upstream_request(
     head.insert_header(USER_AGENT, AGENT)?;
     if let Some(api_key) = &provider.api_key {
         let authorization = provider.dialect.authorization(api_key.expose_secret());
-        let (name, value) = authorization
-            .ok_or_else(|| Error::explain(ErrorType::InternalError, "the provider's key cannot stand in a header"))?;
+        let (name, value) = authorization.ok_or_else(|| {
+            Error::explain(ErrorType::InternalError, "the provider's key cannot stand in a header")
+        })?;
         head.insert_header(name, value)?;
     }
     Ok(head)
@@ -59,5 +62,7 @@ pub fn json_answer(status: u16, body_bytes: usize) -> Result<ResponseHeader> {
 
 /// Whether an answer to a streamed request is a stream: providers that leave the type out are believed.
 pub fn is_event_stream(head: &ResponseHeader) -> bool {
-    head.headers.get(CONTENT_TYPE).is_none_or(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"))
+    head.headers
+        .get(CONTENT_TYPE)
+        .is_none_or(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"))
 }

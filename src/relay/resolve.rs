@@ -6,6 +6,7 @@
 //!
 //! Pingora itself resolves with a blocking call, and panics where that fails.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -152,7 +153,7 @@ impl Target {
         Ok(())
     }
 
-    fn error(&self, cause: impl ToString) -> ResolveError {
+    fn error(&self, cause: impl fmt::Display) -> ResolveError {
         ResolveError { host: self.host.clone(), cause: cause.to_string() }
     }
 }

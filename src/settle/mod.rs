@@ -40,7 +40,10 @@ struct Marks {
 /// The input, as far as it is needed to count it.
 enum Prompt {
     /// The body is still there; counting it is put off until it is needed.
-    Kept { endpoint: Endpoint, body: Body },
+    Kept {
+        endpoint: Endpoint,
+        body: Body,
+    },
     Counted(u64),
 }
 
@@ -71,7 +74,13 @@ pub const STATUS_CLIENT_GONE: u16 = 499;
 
 impl Bill {
     /// Opens the bill of an admitted request.
-    pub fn open(admission: Admission, endpoint: Endpoint, body: Body, clock: Clock, arrived: Instant) -> Self {
+    pub fn open(
+        admission: Admission,
+        endpoint: Endpoint,
+        body: Body,
+        clock: Clock,
+        arrived: Instant,
+    ) -> Self {
         let Admission { hold, permit } = admission;
         Bill {
             hold: Some(hold),
@@ -143,7 +152,8 @@ impl Bill {
             self.marks.marked_at = now;
         }
         self.marks.pieces += 1;
-        let is_due = self.marks.pieces >= MARK_PIECES || now.saturating_duration_since(self.marks.marked_at) >= MARK_EVERY;
+        let is_due = self.marks.pieces >= MARK_PIECES
+            || now.saturating_duration_since(self.marks.marked_at) >= MARK_EVERY;
         if is_due && self.first_output.is_some() && matches!(fed, Fed::Open) {
             self.mark(now);
         }
@@ -193,10 +203,23 @@ impl Bill {
     /// Settles an answer that came whole.
     pub fn settle_whole(&mut self, whole: &Whole) -> Option<Settlement> {
         match whole.usage {
-            Some(usage) => self.settle_in_tier(usage, UsageSource::Reported, Outcome::Completed, 200, whole.service_tier.clone()),
+            Some(usage) => self.settle_in_tier(
+                usage,
+                UsageSource::Reported,
+                Outcome::Completed,
+                200,
+                whole.service_tier.clone(),
+            ),
             None => {
-                let usage = Usage { input: self.input_tokens(), output: whole.output_tokens(), ..Usage::default() };
-                self.settle_in_tier(usage, UsageSource::Counted, Outcome::Completed, 200, whole.service_tier.clone())
+                let usage =
+                    Usage { input: self.input_tokens(), output: whole.output_tokens(), ..Usage::default() };
+                self.settle_in_tier(
+                    usage,
+                    UsageSource::Counted,
+                    Outcome::Completed,
+                    200,
+                    whole.service_tier.clone(),
+                )
             }
         }
     }
@@ -222,7 +245,13 @@ impl Bill {
         self.synced.take()
     }
 
-    fn settle(&mut self, usage: Usage, source: UsageSource, outcome: Outcome, status: u16) -> Option<Settlement> {
+    fn settle(
+        &mut self,
+        usage: Usage,
+        source: UsageSource,
+        outcome: Outcome,
+        status: u16,
+    ) -> Option<Settlement> {
         let service_tier = self.stream.as_ref().and_then(|meter| meter.service_tier()).map(str::to_owned);
         self.settle_in_tier(usage, source, outcome, status, service_tier)
     }
@@ -237,7 +266,7 @@ impl Bill {
     ) -> Option<Settlement> {
         let hold = self.hold.take()?;
         self.permit.used_tokens(usage.input_total().saturating_add(usage.output_total()));
-        let (settled, synced) = hold.settle(End {
+        let (settled, synced) = hold.settle(&End {
             usage,
             source,
             outcome,

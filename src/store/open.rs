@@ -156,6 +156,10 @@ fn prepare(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a foreign enum that grows: the rest is all about the tables"
+)]
 async fn migrate(pool: &SqlitePool, opened: Opened) -> Result<(), StoreError> {
     let migrations = MIGRATIONS.iter().map(|(version, name, sql)| {
         Migration::new(*version, (*name).into(), MigrationType::Simple, sql.into_sql_str(), false)
@@ -203,7 +207,13 @@ async fn has_live_session(pool: &SqlitePool) -> Result<bool, StoreError> {
 
 fn at(path: &Path, error: StoreError) -> StoreError {
     match error {
-        StoreError::Database(cause) => StoreError::Open(format!("{}: {cause}", path.display())),
-        other => other,
+        StoreError::Database(ref cause) => StoreError::Open(format!("{}: {cause}", path.display())),
+        StoreError::NotFound(_)
+        | StoreError::Conflict(_)
+        | StoreError::Refused(_)
+        | StoreError::Busy(_)
+        | StoreError::Open(_)
+        | StoreError::Schema(_)
+        | StoreError::Damaged(_) => error,
     }
 }

@@ -224,7 +224,7 @@ impl State {
     }
 
     /// What is to be waited for, if anything.
-    pub(super) fn to_sync(&mut self) -> Option<ToSync> {
+    pub(super) fn to_sync(&self) -> Option<ToSync> {
         if self.unsynced.lengths.is_empty() || self.failure.is_some() {
             return None;
         }
