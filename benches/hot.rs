@@ -4,11 +4,20 @@
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+use weir::clock::Clock;
+use weir::ids::{ModelName, ProviderName};
 use weir::meter::{StreamMeter, StreamSettings, Whole};
 use weir::openai::{Ask, Endpoint, prompt_tokens, splice};
+use weir::provider::dialect;
+use weir::route::{
+    Candidate, Cost, Health, HealthSettings, Model, Order, Plan, Provider, Retry, RetryBudget,
+    RetryBudgetSettings, Wanted,
+};
 use weir::tokens;
 
-criterion_group!(hot, requests, streams, counts);
+criterion_group!(hot, requests, streams, counts, routes);
 criterion_main!(hot);
 
 /// A chat of about so many bytes, streamed.
@@ -105,5 +114,75 @@ fn counts(criterion: &mut Criterion) {
     group.bench_function("prompt of 1k", |bencher| {
         bencher.iter(|| prompt_tokens(Endpoint::ChatCompletions, black_box(&prompt)));
     });
+    group.finish();
+}
+
+/// A model with so many healthy candidates.
+fn model(candidates: usize, clock: &Clock) -> Arc<Model> {
+    let health = HealthSettings {
+        failures_max: 2,
+        error_percent: 50,
+        error_window: Duration::from_secs(10),
+        error_requests_min: 20,
+        backoff: Duration::from_secs(1),
+        backoff_max: Duration::from_secs(60),
+        cool_down_max: Duration::from_secs(60),
+    };
+    let candidates = (0..candidates).map(|at| Candidate {
+        provider: Arc::new(Provider {
+            name: ProviderName::from(format!("provider-{at}").as_str()),
+            dialect: dialect("openai").unwrap(),
+            api_key: None,
+            is_drained: false,
+        }),
+        upstream_model: "gpt-4o-mini-2024-07-18".to_owned(),
+        priority: 0,
+        weight: 1,
+        cost: Cost::default(),
+        health: Arc::new(Health::new(health)),
+    });
+    Arc::new(Model {
+        name: ModelName::from("gpt-4o-mini"),
+        context_tokens: 128_000,
+        max_output_tokens: Some(16_384),
+        hidden_reasoning: false,
+        candidates: candidates.collect(),
+        order: Order::Weight,
+        is_sticky: false,
+        retry: Retry::Safe,
+        attempts_max: 4,
+        fallback: Vec::new(),
+        budget: RetryBudget::new(RetryBudgetSettings { percent: 20, min_per_second: 10 }, clock.now()),
+    })
+}
+
+/// The router's whole part in a request: a choice, an answer, an end.
+fn routes(criterion: &mut Criterion) {
+    let clock = Clock::system();
+    let mut group = criterion.benchmark_group("route");
+    for candidates in [1, 3] {
+        let model = model(candidates, &clock);
+        let mut random = 0_u64;
+        group.bench_function(format!("{candidates} candidates"), |bencher| {
+            bencher.iter(|| {
+                random += 1;
+                let now = clock.now();
+                model.budget.request(now);
+                let wanted = Wanted {
+                    chain: vec![Arc::clone(&model)],
+                    endpoint: Endpoint::ChatCompletions,
+                    is_streamed: true,
+                    affinity: None,
+                    input_tokens: 100,
+                    output_tokens: 512,
+                    random,
+                };
+                let mut plan = Plan::begin(wanted, now).ok().unwrap();
+                plan.trial().answered(clock.now());
+                plan.trial().completed(clock.now());
+                black_box(plan.why())
+            });
+        });
+    }
     group.finish();
 }

@@ -64,6 +64,25 @@ pub struct RequestEnd<'a> {
     pub ttft: Option<Duration>,
     /// The bill, if something was sent to a provider.
     pub bill: Option<Billed>,
+    /// The attempts at providers, in order.
+    pub attempts: &'a [Attempt],
+    /// The limit by which there were no more attempts.
+    pub retry_denied: Option<&'static str>,
+}
+
+/// One attempt at a provider.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The model that was to be answered for.
+    pub model: ModelName,
+    /// Who was asked.
+    pub provider: ProviderName,
+    /// Why this one.
+    pub why: &'static str,
+    /// What came of it.
+    pub outcome: &'static str,
+    /// The provider is left alone from now on.
+    pub opened_circuit: bool,
 }
 
 /// What a request was billed.
@@ -106,11 +125,6 @@ impl Metrics {
         }
     }
 
-    /// Counts an attempt at a provider that failed, by the name of its failure.
-    pub fn attempt_failed(&self, failure: &'static str) {
-        self.0.families.attempt_failures.with_label_values(&[failure]).inc();
-    }
-
     /// Notes what a part of the process says of itself. A total that falls is taken for one that stands still.
     pub fn set(&self, level: Level, value: f64) {
         self.0.levels.set(level, value);
@@ -144,8 +158,24 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    fn end<'a>(model: Option<&'a ModelName>, provider: Option<&'a ProviderName>) -> RequestEnd<'a> {
+    fn attempts() -> [Attempt; 2] {
+        ["spare", "main"].map(|provider| Attempt {
+            model: ModelName::from("tiny"),
+            provider: ProviderName::from(provider),
+            why: "weight",
+            outcome: if provider == "main" { "answered" } else { "reset" },
+            opened_circuit: provider != "main",
+        })
+    }
+
+    fn end<'a>(
+        model: Option<&'a ModelName>,
+        provider: Option<&'a ProviderName>,
+        attempts: &'a [Attempt],
+    ) -> RequestEnd<'a> {
         RequestEnd {
+            attempts,
+            retry_denied: Some("budget"),
             endpoint: Some(Endpoint::ChatCompletions),
             model,
             provider,
@@ -169,9 +199,8 @@ mod tests {
     fn a_request_shows_in_every_family_under_its_catalogue_names() {
         let metrics = Metrics::new().unwrap();
         let (model, provider) = (ModelName::from("tiny"), ProviderName::from("main"));
-        metrics.request_ended(&end(Some(&model), Some(&provider)));
-        metrics.request_ended(&end(Some(&model), Some(&provider)));
-        metrics.attempt_failed("reset");
+        metrics.request_ended(&end(Some(&model), Some(&provider), &attempts()));
+        metrics.request_ended(&end(Some(&model), Some(&provider), &attempts()));
         let text = metrics.render().unwrap();
         for line in [
             "weir_requests_total{kind=\"ok\",model=\"tiny\",provider=\"main\",route=\"chat_completions\"} 2",
@@ -179,7 +208,11 @@ mod tests {
             "weir_used_units_total{class=\"cache_read\",model=\"tiny\",provider=\"main\"} 10",
             "weir_billed_usd_total{model=\"tiny\",provider=\"main\"} 5",
             "weir_price_fallbacks_total{model=\"tiny\",provider=\"main\"} 2",
-            "weir_attempt_failures_total{failure=\"reset\"} 1",
+            "weir_attempts_total{model=\"tiny\",outcome=\"answered\",provider=\"main\"} 2",
+            "weir_attempts_total{model=\"tiny\",outcome=\"reset\",provider=\"spare\"} 2",
+            "weir_route_choices_total{model=\"tiny\",provider=\"spare\",why=\"weight\"} 2",
+            "weir_circuits_opened_total{model=\"tiny\",provider=\"spare\"} 2",
+            "weir_retries_denied_total{model=\"tiny\",reason=\"budget\"} 2",
             "gen_ai_client_token_usage_token_sum{gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"main\",\
              gen_ai_request_model=\"tiny\",gen_ai_token_type=\"input\"} 30",
             "gen_ai_server_time_to_first_token_seconds_sum{gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"main\",\
@@ -194,8 +227,11 @@ mod tests {
     #[test]
     fn names_units_and_help_are_as_promtool_wants_them() {
         let metrics = Metrics::new().unwrap();
-        metrics.request_ended(&end(Some(&ModelName::from("tiny")), Some(&ProviderName::from("main"))));
-        metrics.attempt_failed("reset");
+        metrics.request_ended(&end(
+            Some(&ModelName::from("tiny")),
+            Some(&ProviderName::from("main")),
+            &attempts(),
+        ));
         let text = metrics.render().unwrap();
         let mut families = 0;
         for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {

@@ -11,18 +11,28 @@ pub(super) struct Families {
     pub(super) billed_usd: CounterVec,
     pub(super) over_usd: CounterVec,
     pub(super) price_fallbacks: IntCounterVec,
-    pub(super) attempt_failures: IntCounterVec,
+    pub(super) routing: Routing,
     pub(super) token_usage: HistogramVec,
     pub(super) duration: HistogramVec,
     pub(super) time_to_first_token: HistogramVec,
     pub(super) time_per_output_token: HistogramVec,
 }
 
+/// Those that attempts at providers are counted in.
+pub(super) struct Routing {
+    pub(super) attempts: IntCounterVec,
+    pub(super) choices: IntCounterVec,
+    pub(super) circuits_opened: IntCounterVec,
+    pub(super) retries_denied: IntCounterVec,
+}
+
 const REQUEST: &[&str] = &["route", "model", "provider", "kind"];
 const SETTLEMENT: &[&str] = &["model", "provider", "outcome", "source"];
 const CLASS: &[&str] = &["model", "provider", "class"];
 const MODEL: &[&str] = &["model", "provider"];
-const FAILURE: &[&str] = &["failure"];
+const ATTEMPT: &[&str] = &["model", "provider", "outcome"];
+const CHOICE: &[&str] = &["model", "provider", "why"];
+const DENIED: &[&str] = &["model", "reason"];
 const GEN_AI: &[&str] = &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"];
 const GEN_AI_TOKENS: &[&str] =
     &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_token_type"];
@@ -94,11 +104,7 @@ impl Families {
                 "Requests that used a class without a price of its own and were billed by another's.",
                 MODEL,
             )?,
-            attempt_failures: count(
-                "weir_attempt_failures_total",
-                "Attempts at providers that failed before an answer began.",
-                FAILURE,
-            )?,
+            routing: Routing::new(registry)?,
             token_usage: spread(
                 "gen_ai_client_token_usage_token",
                 "Billed input and output tokens of a request.",
@@ -122,6 +128,36 @@ impl Families {
                 "Mean time between the output tokens of a stream after the first.",
                 GEN_AI,
                 OUTPUT_TOKEN,
+            )?,
+        })
+    }
+}
+
+impl Routing {
+    fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let count = |name: &str, help: &str, labels: &[&str]| {
+            register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        Ok(Routing {
+            attempts: count(
+                "weir_attempts_total",
+                "Attempts at providers, by what came of them before an answer began.",
+                ATTEMPT,
+            )?,
+            choices: count(
+                "weir_route_choices_total",
+                "Attempts at providers, by why the provider was chosen.",
+                CHOICE,
+            )?,
+            circuits_opened: count(
+                "weir_circuits_opened_total",
+                "How often a provider was left alone because it failed.",
+                MODEL,
+            )?,
+            retries_denied: count(
+                "weir_retries_denied_total",
+                "Failed attempts after which another provider could have been tried, were it not for a limit.",
+                DENIED,
             )?,
         })
     }

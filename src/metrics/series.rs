@@ -1,13 +1,13 @@
 //! The handles of one combination of endpoint, model and provider, made at its first use and kept.
 
 use super::families::Families;
-use super::{Billed, RequestEnd};
+use super::{Attempt, Billed, RequestEnd};
 use crate::ids::{ModelName, ProviderName};
 use crate::money::Picos;
 use crate::openai::Endpoint;
 use crate::refusal::Kind;
 use crate::usage::{Class, Outcome, UsageSource};
-use prometheus::{Counter, Histogram, IntCounter};
+use prometheus::{Counter, Histogram, IntCounter, IntCounterVec};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ enum Route {
 pub(super) struct Series {
     key: Key,
     requests: [OnceLock<IntCounter>; Kind::ALL.len() + 3],
+    attempts: [OnceLock<(&'static str, IntCounter)>; LABELS_MAX],
+    route_choices: [OnceLock<(&'static str, IntCounter)>; LABELS_MAX],
     settlements: [OnceLock<IntCounter>; Outcome::ALL.len() * 2],
     used_units: [OnceLock<IntCounter>; Class::ALL.len()],
     billed_usd: OnceLock<Counter>,
@@ -42,6 +44,8 @@ pub(super) struct Series {
 
 /// A label's value where there is nothing to name.
 const NONE: &str = "none";
+/// As many outcomes of an attempt, or reasons for a choice, keep their handles.
+const LABELS_MAX: usize = 16;
 /// The status of a client that left before its answer.
 const CLIENT_GONE: u16 = 499;
 
@@ -125,6 +129,8 @@ impl Series {
         Series {
             key,
             requests: [const { OnceLock::new() }; Kind::ALL.len() + 3],
+            attempts: [const { OnceLock::new() }; LABELS_MAX],
+            route_choices: [const { OnceLock::new() }; LABELS_MAX],
             settlements: [const { OnceLock::new() }; Outcome::ALL.len() * 2],
             used_units: [const { OnceLock::new() }; Class::ALL.len()],
             billed_usd: OnceLock::new(),
@@ -147,9 +153,33 @@ impl Series {
             ])
         })
         .inspect(|requests| requests.inc());
+        for attempt in end.attempts {
+            self.count_attempt(families, attempt);
+        }
+        if let Some(reason) = end.retry_denied {
+            families.routing.retries_denied.with_label_values(&[self.key.model(), reason]).inc();
+        }
         if let Some(bill) = &end.bill {
             self.count_bill(families, bill);
             self.time(families, end, bill);
+        }
+    }
+
+    fn count_attempt(&self, families: &Families, attempt: &Attempt) {
+        let Attempt { model, provider, why, outcome, opened_circuit } = attempt;
+        let labels = [model.as_str(), provider.as_str()];
+        if *opened_circuit {
+            families.routing.circuits_opened.with_label_values(&labels).inc();
+        }
+        let counted =
+            |family: &IntCounterVec, label| family.with_label_values(&[labels[0], labels[1], label]);
+        // The last attempt of a request, and nearly always the only one, is at what these handles belong to.
+        if labels == [self.key.model(), self.key.provider()] {
+            labelled(&self.attempts, outcome, || counted(&families.routing.attempts, outcome));
+            labelled(&self.route_choices, why, || counted(&families.routing.choices, why));
+        } else {
+            counted(&families.routing.attempts, outcome).inc();
+            counted(&families.routing.choices, why).inc();
         }
     }
 
@@ -223,6 +253,21 @@ impl Series {
 /// The handle at this place, made if need be.
 fn child<T>(handles: &[OnceLock<T>], index: usize, make: impl FnOnce() -> T) -> Option<&T> {
     handles.get(index).map(|handle| handle.get_or_init(make))
+}
+
+/// Counts one under the label, by its handle where there is one or room for one.
+fn labelled(
+    handles: &[OnceLock<(&'static str, IntCounter)>],
+    label: &'static str,
+    make: impl Fn() -> IntCounter,
+) {
+    for handle in handles {
+        let (have, counter) = handle.get_or_init(|| (label, make()));
+        if *have == label {
+            return counter.inc();
+        }
+    }
+    make().inc();
 }
 
 fn outcome_index(outcome: Outcome) -> usize {

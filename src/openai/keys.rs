@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Range;
 
 /// The top-level keys that are acted on, or counted.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "model",
     "messages",
     "stream",
@@ -27,6 +27,7 @@ const NAMES: [&str; 17] = [
     "store",
     "previous_response_id",
     "conversation",
+    "prompt_cache_key",
 ];
 
 /// An object's values under the names that matter, and the name that could be read in two ways.

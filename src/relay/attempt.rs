@@ -1,11 +1,19 @@
 //! What happens after an attempt at a provider failed: the one table of retries.
 //!
 //! The rule: nothing is sent twice that may have been executed and paid for. Its one exception is a reused connection that turns
-//! out closed before any byte of an answer, which is tried once more on a fresh one.
+//! out closed before any byte of an answer, which is tried once more on a fresh one. An operator can ask for more, or for nothing.
 
-use super::adapter::FIRST_BYTE_TIMEOUT;
+use super::adapter::{FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT};
+use crate::clock::UnixMicros;
+use crate::route::Retry;
+use http::header::RETRY_AFTER;
+use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, RetryType};
 use std::fmt;
+use std::time::Duration;
+
+/// The answer took longer than the provider may take for all of it.
+pub const TOTAL_TIMEOUT: ErrorType = ErrorType::Custom("TotalTimeout");
 
 /// What became of an attempt, before the first byte of an answer went to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +77,21 @@ impl Failure {
         }
     }
 
-    /// The table, for `retry = "safe"`. `raced_before` tells that this request had its one fresh connection already.
-    pub fn next(self, raced_before: bool) -> Next {
-        match self {
-            Failure::NotConnected | Failure::NotProcessed | Failure::Answered(_) => Next::NextCandidate,
-            Failure::IdleRace if !raced_before => Next::FreshConnection,
-            Failure::IdleRace | Failure::NoFirstByte | Failure::Reset | Failure::Garbage => Next::Stop,
+    /// The table. `raced_before` tells that this request had its one fresh connection already.
+    pub fn next(self, retry: Retry, raced_before: bool) -> Next {
+        match (self, retry) {
+            (_, Retry::Never) => Next::Stop,
+            (
+                Failure::NotConnected | Failure::NotProcessed | Failure::Answered(_),
+                Retry::Safe | Retry::Any,
+            ) => Next::NextCandidate,
+            (Failure::IdleRace, Retry::Safe | Retry::Any) if !raced_before => Next::FreshConnection,
+            (Failure::IdleRace | Failure::NoFirstByte | Failure::Reset | Failure::Garbage, Retry::Any) => {
+                Next::NextCandidate
+            }
+            (Failure::IdleRace | Failure::NoFirstByte | Failure::Reset | Failure::Garbage, Retry::Safe) => {
+                Next::Stop
+            }
         }
     }
 
@@ -92,15 +109,33 @@ impl Failure {
     }
 }
 
+/// When a provider that is limited or overloaded says to come back; `None` where it does not say, or says nothing of use.
+pub fn come_back(head: &ResponseHeader, now: UnixMicros) -> Option<Duration> {
+    if !matches!(head.status.as_u16(), 429 | 503 | 529) {
+        return None;
+    }
+    let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let millis = text("retry-after-ms").and_then(|text| text.parse::<u64>().ok()).map(Duration::from_millis);
+    millis.or_else(|| {
+        let told = text(RETRY_AFTER.as_str())?;
+        let seconds = told.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        seconds.or_else(|| {
+            let at = jiff::fmt::rfc2822::parse(told).ok()?.timestamp().as_microsecond();
+            u64::try_from(at.saturating_sub(now.0)).ok().map(Duration::from_micros)
+        })
+    })
+}
+
 /// Whether the provider took too long.
 pub fn is_timeout(etype: &ErrorType) -> bool {
-    matches!(
-        etype,
-        ErrorType::ReadTimedout
-            | ErrorType::WriteTimedout
-            | ErrorType::ConnectTimedout
-            | ErrorType::TLSHandshakeTimedout
-    )
+    [FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, TOTAL_TIMEOUT].contains(etype)
+        || matches!(
+            etype,
+            ErrorType::ReadTimedout
+                | ErrorType::WriteTimedout
+                | ErrorType::ConnectTimedout
+                | ErrorType::TLSHandshakeTimedout
+        )
 }
 
 impl fmt::Display for Failure {
@@ -121,22 +156,45 @@ impl fmt::Display for Failure {
 mod tests {
     use super::*;
 
+    const POLICIES: [Retry; 3] = [Retry::Safe, Retry::Any, Retry::Never];
+
     #[test]
-    fn nothing_that_may_have_been_executed_is_sent_again() {
+    fn nothing_that_may_have_been_executed_is_sent_again_unless_that_is_asked_for() {
         for failure in [Failure::NoFirstByte, Failure::Reset, Failure::Garbage] {
-            assert_eq!(failure.next(false), Next::Stop);
+            let next = POLICIES.map(|retry| failure.next(retry, false));
+            assert_eq!(next, [Next::Stop, Next::NextCandidate, Next::Stop], "{failure}");
         }
-        assert_eq!(Failure::IdleRace.next(false), Next::FreshConnection);
-        assert_eq!(Failure::IdleRace.next(true), Next::Stop);
+        let next = |raced| POLICIES.map(|retry| Failure::IdleRace.next(retry, raced));
+        assert_eq!(next(false), [Next::FreshConnection, Next::FreshConnection, Next::Stop]);
+        assert_eq!(next(true), [Next::Stop, Next::NextCandidate, Next::Stop]);
     }
 
     #[test]
     fn what_providers_do_not_bill_goes_to_the_next_candidate() {
-        for status in [408, 429, 500, 502, 503, 504, 529] {
-            assert_eq!(Failure::of_status(status).unwrap().next(false), Next::NextCandidate);
+        let statuses = [408, 429, 500, 502, 503, 504, 529].map(|status| Failure::of_status(status).unwrap());
+        for failure in [Failure::NotConnected, Failure::NotProcessed].into_iter().chain(statuses) {
+            let next = POLICIES.map(|retry| failure.next(retry, false));
+            assert_eq!(next, [Next::NextCandidate, Next::NextCandidate, Next::Stop], "{failure}");
         }
         for status in [200, 301, 400, 401, 403, 404, 413, 422, 501] {
             assert_eq!(Failure::of_status(status), None);
         }
+    }
+
+    #[test]
+    fn a_provider_is_believed_when_it_says_when_to_come_back() {
+        let told = |status: u16, name: &'static str, value: &'static str| {
+            let mut head = ResponseHeader::build(status, None).unwrap();
+            head.insert_header(name, value).unwrap();
+            come_back(&head, UnixMicros(784_111_777_000_000)).map(|wait| wait.as_millis())
+        };
+        assert_eq!(told(429, "retry-after-ms", "250"), Some(250));
+        assert_eq!(told(503, "retry-after", "7"), Some(7_000));
+        assert_eq!(told(529, "retry-after", "0.5"), Some(500));
+        assert_eq!(told(429, "retry-after", "Sun, 06 Nov 1994 08:49:47 GMT"), Some(10_000));
+        for nonsense in ["", "soon", "-1", "inf", "NaN", "Sun, 06 Nov 1994 08:49:27 GMT"] {
+            assert_eq!(told(429, "retry-after", nonsense), None, "{nonsense}");
+        }
+        assert_eq!(told(500, "retry-after", "7"), None);
     }
 }

@@ -1,9 +1,21 @@
-//! Which candidates may answer for a model, in which order.
+//! Which candidate is tried, and whether another may be tried after it.
 //!
-//! Promises: the order is a function of the weights and of the randomness passed in; a model is in the catalogue under one name.
-//! Refuses to know: sockets, credit, what a request says beyond its model.
+//! Promises: a choice is a function of the configuration, of what was seen of the candidates, and of the time and the randomness passed
+//! in; a candidate whose circuit is open is never chosen while one with a closed circuit is left; a drained provider is chosen when
+//! nothing else is left. Refuses to know: sockets, credit, what a failure looks like on the wire.
+
+mod budget;
+mod choose;
+mod health;
+mod latency;
+mod plan;
+
+pub use budget::{RetryBudget, Settings as RetryBudgetSettings};
+pub use health::{Health, Settings as HealthSettings, Standing, Trial};
+pub use plan::{NoneLeft, Plan, Wanted, Why};
 
 use crate::ids::{ModelName, ProviderName};
+use crate::money::PricePicos;
 use crate::openai::Endpoint;
 use crate::provider::Dialect;
 use crate::secret::SecretString;
@@ -18,6 +30,8 @@ pub struct Provider {
     pub dialect: &'static dyn Dialect,
     /// The operator's key for it; sent only to it.
     pub api_key: Option<SecretString>,
+    /// It gets no new request unless nothing else is left.
+    pub is_drained: bool,
 }
 
 /// One way to have a model answered.
@@ -26,8 +40,47 @@ pub struct Candidate {
     pub provider: Arc<Provider>,
     /// What the provider calls the model.
     pub upstream_model: String,
-    /// The share of traffic relative to the other candidates; at least 1.
+    /// Candidates with a lower number are tried first.
+    pub priority: u32,
+    /// The share of traffic relative to the other candidates of its priority; at least 1.
     pub weight: u32,
+    /// What the operator pays; what customers pay is in the price book.
+    pub cost: Cost,
+    /// What was seen of it; candidates of one provider and upstream model share it.
+    pub health: Arc<Health>,
+}
+
+/// What the operator pays a provider, in pico-dollars per token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// For an input token.
+    pub input: PricePicos,
+    /// For an output token.
+    pub output: PricePicos,
+}
+
+/// By what a candidate is chosen among the healthy ones of a priority.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// By weight, but not the clearly worse of two drawn ones.
+    #[default]
+    Weight,
+    /// The cheapest for the operator.
+    Cost,
+    /// The quickest, by its latency and by what it has to do at the moment.
+    Latency,
+}
+
+/// What may be tried again with the next candidate, before the first byte went to the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retry {
+    /// What the provider cannot have executed, or answered with an error that it does not bill.
+    #[default]
+    Safe,
+    /// Also what it may have executed: the operator may pay twice, the customer pays once.
+    Any,
+    /// Nothing.
+    Never,
 }
 
 /// A model that clients can ask for.
@@ -38,26 +91,48 @@ pub struct Model {
     pub context_tokens: u64,
     /// The most output of one choice, in tokens; `None` for models without output tokens.
     pub max_output_tokens: Option<u64>,
+    /// It thinks in tokens that it bills and does not show: only its own report tells what an answer cost.
+    pub hidden_reasoning: bool,
     /// At least one.
     pub candidates: Vec<Candidate>,
+    /// How one is chosen.
+    pub order: Order,
+    /// Whether a conversation stays with one candidate, for the sake of its prompt cache.
+    pub is_sticky: bool,
+    /// What may be tried again.
+    pub retry: Retry,
+    /// The most attempts of one request, over all models of its chain; at least 1. A fresh connection to the same candidate is no
+    /// attempt of its own.
+    pub attempts_max: u32,
+    /// The models that are tried, in this order, when no candidate of this one is left. Their own fallbacks play no part.
+    pub fallback: Vec<ModelName>,
+    /// What attempts after the first may add to the traffic.
+    pub budget: RetryBudget,
 }
 
 /// The models of the configuration.
 #[derive(Default)]
 pub struct Catalogue(BTreeMap<String, Arc<Model>>);
 
-/// The candidates of one request, in the order in which they are tried.
-#[derive(Clone)]
-pub struct Plan {
-    model: Arc<Model>,
-    order: Vec<usize>,
-    position: usize,
-}
-
 impl Model {
     /// Whether some candidate can answer that endpoint.
     pub fn serves(&self, endpoint: Endpoint) -> bool {
-        self.candidates.iter().any(|candidate| candidate.provider.dialect.serves(endpoint))
+        self.candidates.iter().any(|candidate| candidate.serves(endpoint))
+    }
+}
+
+impl Candidate {
+    /// Whether it can answer that endpoint.
+    pub fn serves(&self, endpoint: Endpoint) -> bool {
+        self.provider.dialect.serves(endpoint)
+    }
+}
+
+impl Cost {
+    /// What so many tokens cost the operator, in pico-dollars.
+    fn of(self, input_tokens: u64, output_tokens: u64) -> i128 {
+        let times = |tokens: u64, price: PricePicos| i128::from(tokens).saturating_mul(i128::from(price.0));
+        times(input_tokens, self.input).saturating_add(times(output_tokens, self.output))
     }
 }
 
@@ -78,109 +153,19 @@ impl Catalogue {
     }
 }
 
-impl Plan {
-    /// Orders the candidates that serve the endpoint: each place is drawn by weight among those that are left. `None` when
-    /// no candidate serves it. The same randomness gives the same order.
-    pub fn new(model: &Arc<Model>, endpoint: Endpoint, mut randomness: u64) -> Option<Plan> {
-        let serves = |at: &usize| model.candidates[*at].provider.dialect.serves(endpoint);
-        let mut left: Vec<usize> = (0..model.candidates.len()).filter(serves).collect();
-        let mut order = Vec::with_capacity(left.len());
-        while left.len() > 1 {
-            let total: u64 = left.iter().map(|at| u64::from(model.candidates[*at].weight)).sum();
-            randomness = next_random(randomness);
-            let mut draw = randomness % total.max(1);
-            let chosen = left.iter().position(|at| {
-                let weight = u64::from(model.candidates[*at].weight);
-                let here = draw < weight;
-                draw = draw.saturating_sub(weight);
-                here
-            });
-            order.push(left.remove(chosen.unwrap_or(0)));
-        }
-        order.extend(left);
-        (!order.is_empty()).then(|| Plan { model: Arc::clone(model), order, position: 0 })
-    }
-
-    /// The model that is asked for.
-    pub fn model(&self) -> &Arc<Model> {
-        &self.model
-    }
-
-    /// The candidate whose turn it is.
-    pub fn candidate(&self) -> &Candidate {
-        &self.model.candidates[self.order[self.position]]
-    }
-
-    /// Whether there is a candidate after this one.
-    pub fn has_next(&self) -> bool {
-        self.position + 1 < self.order.len()
-    }
-
-    /// Moves to the next candidate; stays at the last.
-    pub fn advance(&mut self) {
-        if self.has_next() {
-            self.position += 1;
-        }
-    }
-}
-
 /// splitmix64 (Steele, Lea, Flood 2014): spreads the bits of any seed.
-fn next_random(state: u64) -> u64 {
+fn spread(state: u64) -> u64 {
     let mixed = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::provider::dialect;
-
-    fn model(weights: &[u32]) -> Arc<Model> {
-        let candidates = weights.iter().enumerate().map(|(at, weight)| Candidate {
-            provider: Arc::new(Provider {
-                name: ProviderName::from(format!("p{at}").as_str()),
-                dialect: dialect("openai").unwrap(),
-                api_key: None,
-            }),
-            upstream_model: "m".into(),
-            weight: *weight,
-        });
-        Arc::new(Model {
-            name: ModelName::from("m"),
-            context_tokens: 1,
-            max_output_tokens: None,
-            candidates: candidates.collect(),
-        })
-    }
-
-    #[test]
-    fn every_candidate_is_tried_once_and_then_there_is_no_next() {
-        let model = model(&[1, 5, 2]);
-        for seed in 0..100 {
-            let mut plan = Plan::new(&model, Endpoint::ChatCompletions, seed).unwrap();
-            let mut seen = vec![plan.candidate().provider.name.clone()];
-            while plan.has_next() {
-                plan.advance();
-                seen.push(plan.candidate().provider.name.clone());
-            }
-            seen.sort();
-            seen.dedup();
-            assert_eq!(seen.len(), 3);
-        }
-    }
-
-    #[test]
-    fn first_places_follow_the_weights_within_sampling_error() {
-        let model = model(&[1, 3]);
-        let heavy = (0..10_000u64)
-            .filter(|seed| {
-                let plan = Plan::new(&model, Endpoint::ChatCompletions, *seed).unwrap();
-                plan.candidate().weight == 3
-            })
-            .count();
-        // 7,500 expected; five standard deviations are 217.
-        assert!((7_283..=7_717).contains(&heavy), "{heavy}");
-    }
+/// A number from 0 up to and without 1, from random bits.
+fn fraction(random: u64) -> f64 {
+    // The 53 bits that the mantissa holds.
+    (random >> 11) as f64 / (1_u64 << 53) as f64
 }
+
+#[cfg(test)]
+mod tests;
