@@ -1,26 +1,23 @@
 //! The downstream session in disguise: a request whose body is already here, and an answer that can be held back.
 //!
 //! Promises: each attempt gets the whole body, without a copy; a provider that is silent for too long is an error; the
-//! head of an answer stays here, unsent, until its body says that it may go.
+//! head of an answer stays here, unsent, until its body says that it may go; a client that waits for more of a stream hears
+//! from time to time that there is somebody; a provider can be read on when its client has left.
 //! Refuses to know: which provider answers, what is in a body, when to try again.
 //!
 //! Pingora picks the peer before it reads the body, and replays at most 64 KiB of it. Its `Custom` session is the one
 //! door that needs no fork: the engine asks it for the retry buffer at every attempt. That trait is not a stable
 //! interface, so Pingora's version is pinned and `tests/it/matrix.rs` holds what is built on it.
 
+mod session;
+
 use std::mem;
 use std::pin::Pin;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use http::HeaderMap;
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::Digest;
-use pingora::protocols::http::custom::CustomMessageWrite;
-use pingora::protocols::http::custom::server::Session as CustomSession;
+use bytes::{Buf, Bytes};
+use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
-use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::{Instant, Sleep};
@@ -28,6 +25,7 @@ use tokio::time::{Instant, Sleep};
 use super::body::Body;
 use super::control::{Control, Settings as Silence};
 use super::curfew::{Curfew, Wait};
+use super::drain::Place;
 
 /// No answer had begun in time. The engine marks it as a downstream error: look at the type before the source.
 pub const FIRST_BYTE_TIMEOUT: ErrorType = ErrorType::Custom("FirstByteTimeout");
@@ -37,6 +35,10 @@ pub const IDLE_TIMEOUT: ErrorType = ErrorType::Custom("IdleTimeout");
 pub const CURFEW: ErrorType = ErrorType::Custom("Curfew");
 /// The client has its whole answer, and the provider keeps its side open. The engine marks it as a downstream error, too.
 pub const NOT_CLOSED: ErrorType = ErrorType::Custom("NotClosed");
+/// The client left, and its provider was read on for as long as that is done. The engine marks it as a downstream error, too.
+pub const DRAIN_OVER: ErrorType = ErrorType::Custom("DrainOver");
+/// No credit covers more of the answer. The engine marks it as a downstream error, too.
+pub const CREDIT_EXHAUSTED: ErrorType = ErrorType::Custom("CreditExhausted");
 /// A held answer ended and no body filter saw the end (no body at all, or HTTP/2 trailers). Nothing was written.
 pub const EMPTY_ANSWER: ErrorType = ErrorType::Custom("EmptyAnswer");
 
@@ -58,6 +60,8 @@ pub fn wrap(session: &mut Session, body: Body, settings: Silence, curfew: &Curfe
         timer: Box::pin(tokio::time::sleep_until(deadline)),
         curfew: curfew.wait(),
         overread: false,
+        comments: Comments { every: None, spoke_at: deadline, rest: Bytes::new(), is_under_way: false },
+        draining: None,
     };
     *session.downstream_session = ServerSession::new_custom(Box::new(adapter));
     control
@@ -96,6 +100,36 @@ struct Adapter {
     curfew: Wait,
     /// The client sent more after its request: the connection can neither be watched nor used again.
     overread: bool,
+    comments: Comments,
+    /// The client has left, and the provider is read on.
+    draining: Option<Draining>,
+}
+
+/// What a client hears while its provider is silent.
+struct Comments {
+    /// How often; never, where nothing stands here: before the head has gone, and in answers that are no streams.
+    every: Option<Duration>,
+    /// When the client was last sent something.
+    spoke_at: Instant,
+    /// What is still to be sent of a comment that has been begun.
+    rest: Bytes,
+    is_under_way: bool,
+}
+
+/// A comment of the event stream format: every client skips it.
+const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
+
+struct Draining {
+    until: Instant,
+    bytes_left: usize,
+    _place: Place,
+}
+
+/// What the client's side did.
+enum Client {
+    Left(Box<Error>),
+    SentMore,
+    HeardComment,
 }
 
 impl Adapter {
@@ -182,7 +216,8 @@ impl Adapter {
     fn pass(&mut self, head: Box<ResponseHeader>, end: bool) -> HttpTask {
         let replacement = {
             let mut state = self.control.state();
-            state.head_sent = true;
+            state.head_sent |= self.draining.is_none();
+            self.comments.every = state.comment_every;
             state.replacement.take()
         };
         self.answer = Answer::Passed;
@@ -197,11 +232,115 @@ impl Adapter {
         }
     }
 
-    /// Marks the client as gone and the error as its doing.
-    fn gone(&self, mut error: Box<Error>) -> Box<Error> {
-        self.control.state().client_gone = true;
-        error.as_down();
-        error
+    /// The client has left, says this error. It is not one where the provider is read on.
+    fn gone(&mut self, mut error: Box<Error>) -> Result<()> {
+        let place = {
+            let mut state = self.control.state();
+            state.client_gone = true;
+            state.drains.take().and_then(|drains| drains.begin())
+        };
+        let Some(place) = place else {
+            error.as_down();
+            return Err(error);
+        };
+        let bounds = place.settings();
+        let until = Instant::now() + bounds.max_time;
+        self.draining = Some(Draining { until, bytes_left: bounds.max_bytes, _place: place });
+        self.inner.set_keepalive(None);
+        self.set_timer();
+        Ok(())
+    }
+
+    /// Takes what would go to a client that has left.
+    fn swallow(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut is_last = false;
+        for task in tasks {
+            is_last |= is_end(&task);
+            match task {
+                HttpTask::Failed(error) => return Err(error),
+                HttpTask::Body(Some(data), _) | HttpTask::UpgradedBody(Some(data), _) => {
+                    let Some(draining) = &mut self.draining else { continue };
+                    draining.bytes_left = draining.bytes_left.checked_sub(data.len()).ok_or_else(|| {
+                        drain_over("the provider sent more than is read on for a client that has left")
+                    })?;
+                }
+                HttpTask::Header(..)
+                | HttpTask::Body(None, _)
+                | HttpTask::UpgradedBody(None, _)
+                | HttpTask::Trailer(_)
+                | HttpTask::Done => {}
+            }
+        }
+        Ok(is_last)
+    }
+
+    /// Hands on to the client, as far as there is one. Tells whether that was the end of the answer.
+    async fn hand_on(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        if tasks.is_empty() {
+            return Ok(false);
+        }
+        if self.draining.is_some() {
+            return self.swallow(tasks);
+        }
+        let is_last = tasks.iter().any(is_end);
+        let speaks = tasks.iter().any(|task| !matches!(task, HttpTask::Body(None, _)));
+        let written = match self.finish_comment().await {
+            Ok(()) => self.inner.response_duplex_vec(tasks).await,
+            Err(error) => Err(error),
+        };
+        if speaks {
+            self.comments.spoke_at = Instant::now();
+        }
+        match written {
+            Ok(done) => Ok(done),
+            Err(e) if *e.esource() == ErrorSource::Upstream => Err(e),
+            Err(e) => self.gone(e).map(|()| is_last),
+        }
+    }
+
+    /// Writes what is left of a comment, so that something else can follow it.
+    async fn finish_comment(&mut self) -> Result<()> {
+        if self.comments.is_under_way {
+            write_comment(&mut self.inner, &mut self.comments.rest).await?;
+            self.comments.is_under_way = false;
+        }
+        Ok(())
+    }
+
+    /// When the client is to hear that there is somebody.
+    fn comment_at(&self) -> Option<Instant> {
+        let is_waiting =
+            matches!(self.answer, Answer::Passed) && self.draining.is_none() && !self.comments.is_under_way;
+        self.comments.every.filter(|_| is_waiting).map(|every| self.comments.spoke_at + every)
+    }
+
+    /// The next instant at which something is to be done.
+    fn wake_at(&self) -> Instant {
+        let end = self.draining.as_ref().map_or(self.deadline, |draining| draining.until.min(self.deadline));
+        self.comment_at().map_or(end, |at| at.min(end))
+    }
+
+    fn set_timer(&mut self) {
+        let wake_at = self.wake_at();
+        self.timer.as_mut().reset(wake_at);
+    }
+
+    /// Does what is due. The error is the end.
+    fn rung(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if self.draining.as_ref().is_some_and(|draining| draining.until <= now) {
+            return Err(drain_over("the provider took longer than is waited for a client that has left"));
+        }
+        if self.deadline <= now {
+            return Err(self.silence());
+        }
+        if self.comment_at().is_some_and(|at| at <= now) {
+            self.comments.rest = COMMENT;
+            self.comments.is_under_way = true;
+            self.comments.spoke_at = now;
+        }
+        self.set_timer();
+        Ok(())
     }
 
     fn silence(&self) -> Box<Error> {
@@ -222,22 +361,29 @@ impl Adapter {
     async fn watch(&mut self) -> Box<Error> {
         loop {
             // A client that has its whole answer may send its next request: that is not to be read here.
-            let is_watched = !self.overread && !matches!(self.answer, Answer::Ended);
-            tokio::select! {
+            let is_there = self.draining.is_none() && !matches!(self.answer, Answer::Ended);
+            let comment = self.comments.is_under_way.then_some(&mut self.comments.rest);
+            let client = client(&mut self.inner, comment, !self.overread);
+            let ended = tokio::select! {
                 biased;
-                read = self.inner.read_body_or_idle(true), if is_watched => match read {
-                    // More bytes where none belong: a next request sent early. This one is still served.
-                    Ok(_) => self.stop_watching(),
-                    Err(e) if *e.etype() == ErrorType::ConnectError => self.stop_watching(),
-                    Err(e) => return self.gone(e),
-                },
-                () = self.timer.as_mut() => {
-                    if self.deadline <= Instant::now() {
-                        return self.silence();
+                seen = client, if is_there => match seen {
+                    Client::SentMore => {
+                        // More bytes where none belong: a next request sent early. This one is still served.
+                        self.stop_watching();
+                        Ok(())
                     }
-                    self.timer.as_mut().reset(self.deadline);
-                }
-                () = &mut self.curfew => return Error::explain(CURFEW, "the gateway stops"),
+                    Client::HeardComment => {
+                        self.comments.is_under_way = false;
+                        self.set_timer();
+                        Ok(())
+                    }
+                    Client::Left(error) => self.gone(error),
+                },
+                () = self.timer.as_mut() => self.rung(),
+                () = &mut self.curfew => Err(Error::explain(CURFEW, "the gateway stops")),
+            };
+            if let Err(error) = ended {
+                return error;
             }
         }
     }
@@ -262,213 +408,41 @@ fn unseen_end(what: &'static str) -> Box<Error> {
     error
 }
 
-#[async_trait]
-impl CustomSession for Adapter {
-    // What the adapter answers itself.
+fn drain_over(what: &'static str) -> Box<Error> {
+    Error::explain(DRAIN_OVER, what)
+}
 
-    fn is_body_done(&mut self) -> bool {
-        true
-    }
-
-    fn is_body_empty(&mut self) -> bool {
-        self.body_empty
-    }
-
-    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
-        Ok(None)
-    }
-
-    async fn drain_request_body(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    /// The engine calls it at the start of every attempt, once the request head is on its way.
-    fn enable_retry_buffering(&mut self) {
-        self.deadline = Instant::now() + self.control.state().settings.first_byte_timeout;
-        self.timer.as_mut().reset(self.deadline);
-        self.control.state().replacement = None;
-        if !matches!(self.answer, Answer::Passed | Answer::Ended) {
-            self.answer = Answer::Awaited;
-        }
-    }
-
-    fn get_retry_buffer(&self) -> Option<Bytes> {
-        self.control.state().body.as_ref().filter(|body| !body.is_empty()).map(|body| Bytes::clone(body))
-    }
-
-    fn retry_buffer_truncated(&self) -> bool {
-        self.control.state().body.is_none()
-    }
-
-    async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
-        if matches!(self.answer, Answer::Awaited) && self.retry_buffer_truncated() {
-            return Error::e_explain(ErrorType::InternalError, "an attempt after the body was released");
-        }
-        Err(self.watch().await)
-    }
-
-    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        let is_last = tasks.iter().any(is_end);
-        let ready = self.arrange(tasks)?;
-        let before_end = self.control.state().before_end.take();
-        if let Some(wait) = before_end {
-            wait.await;
-        }
-        let done = if ready.is_empty() {
-            false
-        } else {
-            match self.inner.response_duplex_vec(ready).await {
-                Ok(done) => done,
-                Err(e) if *e.esource() == ErrorSource::Upstream => return Err(e),
-                Err(e) => return Err(self.gone(e)),
-            }
+/// Tells the client what there is to tell, else watches it. Can be dropped and made anew at any time.
+async fn client(inner: &mut ServerSession, comment: Option<&mut Bytes>, is_watched: bool) -> Client {
+    if let Some(rest) = comment {
+        return match write_comment(inner, rest).await {
+            Ok(()) => Client::HeardComment,
+            Err(error) => Client::Left(error),
         };
-        if matches!(self.answer, Answer::Ended) {
-            // The engine goes on until the provider's side has ended, too, so that its connection can be used again.
-            return Ok(is_last);
+    }
+    if !is_watched {
+        return std::future::pending().await;
+    }
+    match inner.read_body_or_idle(true).await {
+        Ok(_) => Client::SentMore,
+        Err(error) if *error.etype() == ErrorType::ConnectError => Client::SentMore,
+        Err(error) => Client::Left(error),
+    }
+}
+
+/// Writes the rest of a comment. What is dropped in the middle goes on where it stopped when it is called again: half a comment would
+/// swallow the event behind it.
+async fn write_comment(inner: &mut ServerSession, rest: &mut Bytes) -> Result<()> {
+    if inner.as_http1().is_some() {
+        if !rest.is_empty() {
+            inner.send_downstream_proxy_task(HttpTask::Body(Some(mem::take(rest)), false));
         }
-        // A head that informs only is no answer: the provider can hold a request open with those for ever.
-        if !matches!(self.answer, Answer::Awaited) {
-            self.deadline = Instant::now() + self.control.state().settings.idle_timeout;
-            if self.deadline < self.timer.deadline() {
-                self.timer.as_mut().reset(self.deadline);
-            }
-        }
-        Ok(done)
+        return inner.write_downstream_proxy_tasks().await.map(drop);
     }
-
-    async fn finish(&mut self) -> Result<()> {
-        match self.answer {
-            Answer::Held(_) => Err(unseen_end("no end")),
-            Answer::Awaited | Answer::Passed | Answer::Ended => self.inner.finish_body().await,
-        }
+    // An HTTP/2 stream tells what it has sent of a write only when it has sent all; of a byte it sends all or nothing.
+    while !rest.is_empty() {
+        inner.write_response_body(rest.slice(..1), false).await?;
+        rest.advance(1);
     }
-
-    /// Hands the client's session to the control; see [`Control::unwrap`].
-    fn take_custom_message_reader(
-        &mut self,
-    ) -> Option<Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        let inner = mem::replace(&mut self.inner, nobody());
-        self.control.state().ejected = Some(inner);
-        None
-    }
-
-    fn restore_custom_message_reader(
-        &mut self,
-        _reader: Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
-    }
-
-    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
-        Ok(())
-    }
-
-    async fn finish_custom(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn is_upgrade_req(&self) -> bool {
-        false
-    }
-
-    fn was_upgraded(&self) -> bool {
-        false
-    }
-
-    // What the client's session answers.
-
-    async fn write_response_header(&mut self, head: Box<ResponseHeader>, _end: bool) -> Result<()> {
-        self.written(&head);
-        self.inner.write_response_header(head).await
-    }
-
-    async fn write_response_header_ref(&mut self, head: &ResponseHeader, _end: bool) -> Result<()> {
-        self.written(head);
-        self.inner.write_response_header_ref(head).await
-    }
-
-    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        self.inner.write_response_body(data, end).await
-    }
-
-    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        self.inner.write_response_trailers(trailers).await
-    }
-
-    async fn shutdown(&mut self, _code: u32, _context: &str) {
-        self.inner.shutdown().await;
-    }
-
-    fn req_header(&self) -> &RequestHeader {
-        self.inner.req_header()
-    }
-
-    fn req_header_mut(&mut self) -> &mut RequestHeader {
-        self.inner.req_header_mut()
-    }
-
-    fn request_summary(&self) -> String {
-        self.inner.request_summary()
-    }
-
-    fn response_written(&self) -> Option<&ResponseHeader> {
-        self.inner.response_written()
-    }
-
-    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
-        self.inner.set_read_timeout(timeout);
-    }
-
-    fn get_read_timeout(&self) -> Option<Duration> {
-        self.inner.get_read_timeout()
-    }
-
-    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.inner.set_write_timeout(timeout);
-    }
-
-    fn get_write_timeout(&self) -> Option<Duration> {
-        self.inner.get_write_timeout()
-    }
-
-    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
-        self.inner.set_total_drain_timeout(timeout);
-    }
-
-    fn get_total_drain_timeout(&self) -> Option<Duration> {
-        self.inner.get_total_drain_timeout()
-    }
-
-    fn body_bytes_sent(&self) -> usize {
-        self.inner.body_bytes_sent()
-    }
-
-    fn body_bytes_read(&self) -> usize {
-        self.inner.body_bytes_read()
-    }
-
-    fn digest(&self) -> Option<&Digest> {
-        self.inner.digest()
-    }
-
-    fn digest_mut(&mut self) -> Option<&mut Digest> {
-        self.inner.digest_mut()
-    }
-
-    fn client_addr(&self) -> Option<&SocketAddr> {
-        self.inner.client_addr()
-    }
-
-    fn server_addr(&self) -> Option<&SocketAddr> {
-        self.inner.server_addr()
-    }
-
-    fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        self.inner.to_h1_raw()
-    }
+    Ok(())
 }

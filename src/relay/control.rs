@@ -1,6 +1,7 @@
 //! The proxy's hand on a session that is in disguise: what the stages of a request tell the adapter, and learn from it.
 
 use super::body::Body;
+use super::drain::Drains;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
@@ -17,6 +18,12 @@ pub struct Settings {
     pub idle_timeout: Duration,
 }
 
+/// Something to wait for on the way of an answer.
+pub type Pause = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+/// Something to wait for that ends with whether the answer goes on.
+pub type Consent = Pin<Box<dyn Future<Output = bool> + Send + Sync>>;
+
 /// The proxy's hand on a wrapped session. Cheap to clone.
 #[derive(Clone)]
 pub struct Control(Arc<Mutex<State>>);
@@ -29,7 +36,11 @@ pub(super) struct State {
     pub(super) head_sent: bool,
     pub(super) client_gone: bool,
     pub(super) ended: bool,
-    pub(super) before_end: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+    pub(super) before_end: Option<Pause>,
+    pub(super) credit: Option<Consent>,
+    pub(super) comment_every: Option<Duration>,
+    /// Where the provider is to be read on when the client leaves.
+    pub(super) drains: Option<Drains>,
     pub(super) ejected: Option<ServerSession>,
 }
 
@@ -44,6 +55,9 @@ impl Control {
             client_gone: false,
             ended: false,
             before_end: None,
+            credit: None,
+            comment_every: None,
+            drains: None,
             ejected: None,
         })))
     }
@@ -103,8 +117,25 @@ impl Control {
     }
 
     /// What the filters let through next does not go to the client before this has ended.
-    pub fn wait_before_end(&self, wait: Pin<Box<dyn Future<Output = ()> + Send + Sync>>) {
+    pub fn wait_before_end(&self, wait: Pause) {
         self.state().before_end = Some(wait);
+    }
+
+    /// What the filters have let through goes to the client; then nothing more of the answer is taken before this has ended, and
+    /// nothing at all where it says no: the attempt ends as [`super::CREDIT_EXHAUSTED`].
+    pub fn wait_for_credit(&self, wait: Consent) {
+        self.state().credit = Some(wait);
+    }
+
+    /// The answer is an event stream: once its head has gone, a client that has been sent nothing for so long is sent a comment.
+    pub fn comment_every(&self, every: Duration) {
+        self.state().comment_every = Some(every);
+    }
+
+    /// What happens when the client leaves in the next attempt: where there is something here, and a place in it, the provider is
+    /// read on.
+    pub fn set_drains(&self, drains: Option<Drains>) {
+        self.state().drains = drains;
     }
 
     /// Whether the head of a final answer has gone to the client; an informational one does not count.

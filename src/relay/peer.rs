@@ -14,6 +14,10 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
 /// Streams on one HTTP/2 connection before another is opened; what most servers allow.
 const MAX_H2_STREAMS: usize = 100;
+/// What a provider may send ahead of a client that does not read, in bytes.
+const H2_STREAM_WINDOW: u32 = 256 << 10;
+/// For all streams of a connection together: so much that no stream waits for the client of another.
+const H2_CONNECTION_WINDOW: u32 = 100 * H2_STREAM_WINDOW;
 
 /// A provider's base URL, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +118,8 @@ pub fn build(address: SocketAddr, origin: &Origin, timeouts: &Timeouts, group: u
     options.idle_timeout = Some(timeouts.idle);
     options.alpn = if origin.tls { ALPN::H2H1 } else { ALPN::H1 };
     options.max_h2_streams = MAX_H2_STREAMS;
+    options.h2_stream_window_size = Some(H2_STREAM_WINDOW);
+    options.h2_connection_window_size = Some(H2_CONNECTION_WINDOW);
     options.verify_cert = true;
     options.verify_hostname = true;
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();

@@ -1,6 +1,7 @@
 //! The providers as places to connect to.
 
 use super::Silence;
+use super::drain::Drains;
 use super::peer::{self, Origin, Timeouts};
 use super::resolve::{ResolveError, Resolver, Target};
 use crate::ids::ProviderName;
@@ -19,10 +20,25 @@ const WRITE_MAX: Duration = Duration::from_secs(60);
 /// How long a provider may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For TCP; TLS may take as long again.
+    /// For a TCP connection.
     pub connect: Duration,
+    /// For the TLS handshake after it.
+    pub tls: Duration,
+    /// From a request to the end of its answer.
+    pub total: Duration,
     /// How long it may be silent.
     pub silence: Silence,
+    /// What becomes of its answer when the client leaves; `None` leaves that to the model.
+    pub on_client_gone: Option<OnClientGone>,
+}
+
+/// What becomes of an answer when its client leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnClientGone {
+    /// The provider is left, too: it stops, and what passed is billed.
+    Cancel,
+    /// The provider is read on, within bounds: what it reports is billed.
+    Drain,
 }
 
 /// One provider's place.
@@ -39,14 +55,17 @@ pub struct Upstream {
 /// Every provider's place, by name.
 pub struct Upstreams {
     places: HashMap<ProviderName, Upstream>,
+    drains: Drains,
     next_group: AtomicU64,
 }
 
 impl Upstreams {
-    /// The places of these providers, their hosts known to the resolver from now on.
+    /// The places of these providers, their hosts known to the resolver from now on. Those that are read on when their clients have
+    /// left are counted by `drains`.
     pub fn new(
         providers: impl IntoIterator<Item = (ProviderName, Origin, Patience)>,
         resolver: &Resolver,
+        drains: Drains,
     ) -> Self {
         let places: HashMap<_, _> = (0..)
             .zip(providers)
@@ -56,12 +75,21 @@ impl Upstreams {
             })
             .collect();
         let next_group = AtomicU64::new(u64::try_from(places.len()).unwrap_or(u64::MAX / 2));
-        Upstreams { places, next_group }
+        Upstreams { places, drains, next_group }
     }
 
     /// The place of a provider.
     pub fn get(&self, provider: &ProviderName) -> Option<&Upstream> {
         self.places.get(provider)
+    }
+
+    /// Where the answer of this provider is to be read on when its client leaves: what it is counted by.
+    pub fn drains(&self, upstream: &Upstream, is_reasoning_hidden: bool) -> Option<&Drains> {
+        let default = if is_reasoning_hidden { OnClientGone::Drain } else { OnClientGone::Cancel };
+        match upstream.patience.on_client_gone.unwrap_or(default) {
+            OnClientGone::Drain => Some(&self.drains),
+            OnClientGone::Cancel => None,
+        }
     }
 
     /// A peer at one of the place's addresses; with `fresh`, on a connection that no request used before. The connections kept until
@@ -72,10 +100,10 @@ impl Upstreams {
     /// The host has never had an address.
     pub async fn peer(&self, upstream: &Upstream, fresh: bool) -> Result<HttpPeer, ResolveError> {
         let address = upstream.target.address().await?;
-        let Patience { connect, silence } = upstream.patience;
+        let Patience { connect, tls, silence, total: _, on_client_gone: _ } = upstream.patience;
         let timeouts = Timeouts {
             connect,
-            total_connection: connect.saturating_mul(2),
+            total_connection: connect.saturating_add(tls),
             read: silence.first_byte_timeout.max(silence.idle_timeout) + Duration::from_secs(5),
             write: WRITE_MAX,
             idle: UNUSED_CONNECTION_MAX,
