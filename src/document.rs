@@ -242,6 +242,11 @@ impl<'a> Value<'a> {
         })
     }
 
+    /// `true` or `false`.
+    pub fn boolean(self) -> Result<bool, String> {
+        self.0.as_bool().ok_or_else(|| format!("true or false is expected, not {}", self.kind()))
+    }
+
     fn kind(self) -> String {
         let kind = self.0.type_str();
         let article = if kind.starts_with(['a', 'i']) { "an" } else { "a" };

@@ -11,6 +11,7 @@ pub use stream::{StreamMeter, StreamSettings};
 pub use whole::{NotWhole, Whole};
 
 use crate::openai::UpstreamFault;
+use crate::usage::Usage;
 
 /// What became of a stream with the last piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,4 +33,6 @@ pub enum Ending {
     Truncated,
     /// With an event that is larger than the bound.
     TooLong,
+    /// By the gateway, since no credit covers more of it. This is what is billed.
+    CreditExhausted(Usage),
 }

@@ -14,6 +14,7 @@ const CHOICES_MAX: usize = 1024;
 pub(super) struct Output {
     choices: Vec<Choice>,
     kept_bytes: usize,
+    said_bytes: u64,
     settle_at_bytes: usize,
     /// More choices came than are told apart.
     is_crowded: bool,
@@ -44,6 +45,7 @@ impl Output {
         }
         choice.text.push(said.text);
         self.kept_bytes += said.text.len();
+        self.said_bytes = self.said_bytes.saturating_add(said.text.len() as u64);
         if self.kept_bytes > self.settle_at_bytes.max(KEPT_MAX_BYTES) {
             self.choices.iter_mut().for_each(|choice| choice.text.settle());
             self.recount();
@@ -53,6 +55,19 @@ impl Output {
     /// Whether there were choices, and all of them are finished.
     pub(super) fn is_finished(&self) -> bool {
         !self.choices.is_empty() && !self.is_crowded && self.choices.iter().all(|choice| choice.is_finished)
+    }
+
+    /// The choices that are not finished; the first one where none has come yet.
+    pub(super) fn open(&self) -> Vec<u32> {
+        if self.choices.is_empty() {
+            return vec![0];
+        }
+        self.choices.iter().filter(|choice| !choice.is_finished).map(|choice| choice.index).collect()
+    }
+
+    /// The bytes of everything that was said: no fewer than its tokens.
+    pub(super) fn said_bytes(&self) -> u64 {
+        self.said_bytes
     }
 
     /// The tokens of everything that was said.

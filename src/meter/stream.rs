@@ -2,7 +2,7 @@
 
 use super::output::Output;
 use super::{Ending, Fed};
-use crate::openai::{Answer, Endpoint, UpstreamFault, error_body, error_object};
+use crate::openai::{Answer, Endpoint, Envelope, UpstreamFault, error_body, error_object};
 use crate::refusal::{Kind, Refused};
 use crate::sse::{Event, Parser, TooLong};
 use crate::usage::Usage;
@@ -32,17 +32,21 @@ struct Reading {
     output: Output,
     usage: Option<Usage>,
     service_tier: Option<String>,
+    /// Of the first chunk.
+    envelope: Option<Box<Envelope>>,
     passed: bool,
 }
 
 const DONE: &[u8] = b"[DONE]";
+const CREDIT_EXHAUSTED: &str = "This account's credit does not cover more of the answer; what came of it is billed. Add credit to have it whole.";
 
 impl StreamMeter {
     /// A meter at the start of a stream.
     pub fn new(settings: StreamSettings) -> Self {
         let parser = Parser::new(settings.max_event_bytes);
         let output = Output::default();
-        let reading = Reading { settings, output, usage: None, service_tier: None, passed: false };
+        let reading =
+            Reading { settings, output, usage: None, service_tier: None, envelope: None, passed: false };
         StreamMeter { parser, reading }
     }
 
@@ -87,6 +91,10 @@ impl StreamMeter {
                 let message = "The model's provider sent an event that is larger than the gateway takes.";
                 error_body(&Refused::new(Kind::UpstreamError, message))
             }
+            Ending::CreditExhausted(usage) => {
+                self.reading.cut_short(usage, out);
+                error_body(&Refused::new(Kind::CreditBalanceExhausted, CREDIT_EXHAUSTED))
+            }
         };
         write_event(&error, out);
     }
@@ -94,6 +102,16 @@ impl StreamMeter {
     /// The last usage that the provider reported.
     pub fn usage(&self) -> Option<Usage> {
         self.reading.usage
+    }
+
+    /// The bytes of the text that has passed so far: no fewer than its tokens.
+    pub fn said_bytes(&self) -> u64 {
+        self.reading.output.said_bytes()
+    }
+
+    /// Whether every choice that has come is finished.
+    pub fn is_finished(&self) -> bool {
+        self.reading.output.is_finished()
     }
 
     /// The tokens of the text that has passed so far. Each text is counted once, however often this is asked.
@@ -126,6 +144,10 @@ impl Reading {
         let Some(answer) = answer.filter(|answer| !answer.is_error() && event.name != b"error") else {
             return Some(Ending::ErrorEvent(UpstreamFault::parse(data)));
         };
+        if self.envelope.is_none() && answer.has_choices() {
+            let text = std::str::from_utf8(data).unwrap_or_default();
+            self.envelope = Some(Box::new(Envelope::of(text)));
+        }
         self.note(&answer);
         let is_usage_alone = answer.has_usage() && !answer.has_choices();
         if self.settings.usage_asked || !is_usage_alone {
@@ -134,8 +156,20 @@ impl Reading {
         None
     }
 
+    /// Appends what tells that the choices end here, and what was used where that was asked for.
+    fn cut_short(&self, usage: &Usage, out: &mut Vec<u8>) {
+        let envelope = self.envelope.as_deref().cloned().unwrap_or_default();
+        let open = self.output.open();
+        if !open.is_empty() {
+            write_event(&envelope.cut_short(self.settings.endpoint, open.into_iter()), out);
+        }
+        if self.settings.usage_asked {
+            write_event(&envelope.usage(usage), out);
+        }
+    }
+
     fn note(&mut self, answer: &Answer<'_>) {
-        let Reading { settings, output, usage, service_tier, passed } = self;
+        let Reading { settings, output, usage, service_tier, envelope: _, passed } = self;
         *usage = answer.usage(settings.endpoint).or(*usage);
         if let Some(tier) = answer.service_tier()
             && service_tier.as_deref() != Some(&*tier)

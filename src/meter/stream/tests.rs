@@ -188,3 +188,34 @@ fn the_service_tier_is_the_one_that_the_answer_names() {
     meter.feed(events(&[chunk, r#"{"service_tier":null}"#]).as_bytes(), &mut Vec::new());
     assert_eq!(meter.service_tier(), Some("priority"));
 }
+
+#[test]
+fn a_stream_that_credit_does_not_cover_is_cut_short_and_says_so() {
+    for usage_asked in [false, true] {
+        let mut meter = StreamMeter::new(settings(usage_asked));
+        let mut out = Vec::new();
+        let first = r#"{"id":"c","object":"o","created":5,"model":"m","choices":[{"index":0,"delta":{"content":"Hello"}}]}"#;
+        let other = r#"{"choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}"#;
+        assert_eq!(meter.feed(events(&[first, other]).as_bytes(), &mut out), Fed::Open);
+        assert_eq!((meter.said_bytes(), meter.output_tokens()), (5, 1));
+        let usage = Usage { input: 7, output: 1, ..Usage::default() };
+        meter.write_end(&Ending::CreditExhausted(usage), &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let told: Vec<&str> = text.split_terminator("\n\n").skip(2).collect();
+        let head = r#"data: {"id":"c","object":"o","created":5,"model":"m","choices":["#;
+        assert_eq!(
+            told[0],
+            format!(r#"{head}{{"index":0,"delta":{{}},"logprobs":null,"finish_reason":"length"}}]}}"#)
+        );
+        assert_eq!(told.len(), 2 + usize::from(usage_asked));
+        if usage_asked {
+            let usage = r#"],"usage":{"prompt_tokens":7,"completion_tokens":1,"total_tokens":8}}"#;
+            assert_eq!(told[1], format!("{head}{usage}"));
+        }
+        let last = told.last().unwrap();
+        assert!(
+            last.contains(r#""type":"insufficient_quota","param":null,"code":"credit_balance_exhausted""#),
+            "{last}"
+        );
+    }
+}
