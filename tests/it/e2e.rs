@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::Duration;
 
 /// Where `make test` installs llama.cpp and the clients.
-fn tools() -> PathBuf {
+pub(crate) fn tools() -> PathBuf {
     let directory = std::env::var_os("WEIR_E2E_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/e2e"), PathBuf::from);
     assert!(
@@ -22,7 +22,8 @@ fn tools() -> PathBuf {
     directory
 }
 
-fn source(name: &str) -> PathBuf {
+/// A file of the end-to-end tests.
+pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e").join(name)
 }
 

@@ -13,12 +13,19 @@ pub(crate) const PROVIDER_KEY_VARIABLE: &str = "WEIR_TEST_PROVIDER_KEY";
 pub(crate) struct Cli {
     directory: PathBuf,
     config: Option<PathBuf>,
+    /// Certificates that providers are trusted by, in place of the machine's.
+    trusted: Option<PathBuf>,
 }
 
 impl Cli {
     /// Runs in this directory, with `--config` where there is a file.
     pub(crate) fn new(directory: &Path, config: Option<&Path>) -> Cli {
-        Cli { directory: directory.to_owned(), config: config.map(Path::to_owned) }
+        Cli { directory: directory.to_owned(), config: config.map(Path::to_owned), trusted: None }
+    }
+
+    /// Trusts providers with the certificates in this file, and no others.
+    pub(crate) fn trust(&mut self, certificates: &Path) {
+        self.trusted = Some(certificates.to_owned());
     }
 
     /// The command with these arguments, not yet started.
@@ -61,6 +68,9 @@ impl Cli {
         command.args(arguments).current_dir(&self.directory).env(PROVIDER_KEY_VARIABLE, PROVIDER_KEY);
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
+        }
+        if let Some(certificates) = &self.trusted {
+            command.env("SSL_CERT_FILE", certificates);
         }
     }
 }

@@ -1,14 +1,17 @@
 //! A gateway of a test's own: temporary directory, reserved ports, priced models, a funded account, and the real binary. When
 //! it is dropped the books are audited, whatever the test was about.
 
+mod builder;
+
+pub(crate) use builder::Builder;
+
 use super::audit;
-use super::cli::{Cli, PROVIDER_KEY_VARIABLE};
+use super::cli::Cli;
 use super::http::{Connection, Head, Reply, Request, status_of};
 use super::ports::Port;
 use super::upstream::Upstream;
 use super::wait_for;
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -40,126 +43,6 @@ pub(crate) struct Account {
     pub(crate) email: String,
     pub(crate) key: String,
     pub(crate) key_id: String,
-}
-
-/// What a gateway is started with.
-#[derive(Debug, Default)]
-pub(crate) struct Builder {
-    server: String,
-    rest: String,
-    upstreams: Vec<Upstream>,
-    credit: Option<String>,
-}
-
-impl Builder {
-    /// A provider of the OpenAI dialect at a scripted upstream.
-    pub(crate) fn provider(mut self, name: &str, upstream: &Upstream) -> Builder {
-        self.upstreams.push(upstream.clone());
-        self.provider_at(name, upstream.address(), "")
-    }
-
-    /// The same with more lines in its table.
-    pub(crate) fn provider_with(mut self, name: &str, upstream: &Upstream, lines: &str) -> Builder {
-        self.upstreams.push(upstream.clone());
-        self.provider_at(name, upstream.address(), lines)
-    }
-
-    /// A provider anywhere.
-    pub(crate) fn provider_at(mut self, name: &str, address: SocketAddr, lines: &str) -> Builder {
-        let _ = write!(
-            self.rest,
-            "\n[[provider]]\nname = \"{name}\"\ndialect = \"openai\"\nbase_url = \"http://{address}/v1\"\n\
-             api_key = \"env:{PROVIDER_KEY_VARIABLE}\"\n{lines}\n"
-        );
-        self
-    }
-
-    /// A model with its routes: provider and weight.
-    pub(crate) fn model(mut self, name: &str, routes: &[(&str, u32)]) -> Builder {
-        let route = |(provider, weight): &(&str, u32)| {
-            format!("{{ provider = \"{provider}\", model = \"{PROVIDER_MODEL}\", weight = {weight} }}")
-        };
-        let routes: Vec<String> = routes.iter().map(route).collect();
-        let _ = write!(
-            self.rest,
-            "\n[[model]]\nname = \"{name}\"\ncontext_tokens = 128000\nmax_output_tokens = 16384\nroutes = [{}]\n",
-            routes.join(", ")
-        );
-        self
-    }
-
-    /// All priced models and one without a price, at this provider.
-    pub(crate) fn standard_models(self, provider: &str) -> Builder {
-        let names = PRICES.iter().map(|(name, _)| *name).chain(["unpriced"]);
-        names.fold(self, |builder, name| builder.model(name, &[(provider, 1)]))
-    }
-
-    /// More lines in `[server]`.
-    pub(crate) fn server(mut self, lines: &str) -> Builder {
-        self.server.push_str(lines);
-        self.server.push('\n');
-        self
-    }
-
-    /// How much the account has, in dollars; 10 where not said.
-    pub(crate) fn credit(mut self, usd: &str) -> Builder {
-        self.credit = Some(usd.to_owned());
-        self
-    }
-
-    /// Writes the configuration, imports the prices, makes a funded account with a key, all by the command line, then
-    /// serves and waits until the gateway says that it is ready.
-    pub(crate) fn start(self) -> Gateway {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let (port, admin) = (Port::take(), Port::take());
-        let config = directory.path().join("weir.toml");
-        fs::write(&config, self.text(port.address(), admin.address())).unwrap();
-        let prices = directory.path().join("test-prices.toml");
-        fs::write(&prices, price_file()).unwrap();
-
-        let cli = Cli::new(directory.path(), Some(&config));
-        cli.json(&["price", "import", prices.to_str().unwrap()]);
-        let mut gateway = Gateway {
-            cli,
-            port,
-            admin,
-            upstreams: self.upstreams,
-            books: Mutex::default(),
-            child: None,
-            account: Account {
-                id: String::new(),
-                email: String::new(),
-                key: String::new(),
-                key_id: String::new(),
-            },
-            directory,
-        };
-        gateway.account = gateway.new_account(self.credit.as_deref().unwrap_or("10"));
-        gateway.serve();
-        gateway
-    }
-
-    fn text(&self, listen: SocketAddr, admin: SocketAddr) -> String {
-        let mut text = format!("[server]\nlisten = [\"{listen}\"]\nthreads = 1\n{}\n", self.server);
-        let _ = write!(text, "[admin]\nlisten = \"{admin}\"\n\n[store]\nurl = \"sqlite:data/weir.db\"\n\n");
-        let _ =
-            write!(text, "[auth]\npepper = \"file:data/pepper\"\n\n[journal]\ndir = \"data/journal\"\n\n");
-        let _ = writeln!(text, "[[tier]]\nname = \"default\"\nrequests_per_minute = 1000000");
-        let _ = writeln!(text, "tokens_per_minute = 1000000000\nconcurrent_requests = 1000");
-        text + &self.rest
-    }
-}
-
-fn price_file() -> String {
-    let mut text = String::new();
-    for (model, classes) in PRICES {
-        let _ = write!(text, "[[price]]\nmodel = \"{model}\"\n");
-        for (class, usd) in classes {
-            let _ = writeln!(text, "{class} = \"{usd}\"");
-        }
-        text.push('\n');
-    }
-    text
 }
 
 /// A running gateway.
@@ -290,8 +173,14 @@ impl Gateway {
 
     /// A new account with this credit, in dollars, and a key.
     pub(crate) fn new_account(&self, usd: &str) -> Account {
+        self.new_account_in(None, usd)
+    }
+
+    /// The same in a tier of its own.
+    pub(crate) fn new_account_in(&self, tier: Option<&str>, usd: &str) -> Account {
         let email = format!("test-{}@example.com", self.lock().accounts.len());
-        let made = self.cli.json(&["account", "create", "--email", &email]);
+        let tier: Vec<&str> = tier.map_or_else(Vec::new, |tier| vec!["--tier", tier]);
+        let made = self.cli.json(&[&["account", "create", "--email", &email], tier.as_slice()].concat());
         let id = made["account_id"].as_str().expect("account_id").to_owned();
         let (key_id, key) = self.new_key(&id, &[]);
         let account = Account { id, email, key, key_id };
@@ -389,6 +278,13 @@ impl Gateway {
             assert!(ended.is_none() && Instant::now() < end, "not ready, {ended:?}:\n{}", self.log());
             std::thread::sleep(super::ms(10));
         }
+    }
+
+    /// Kills the process at once (SIGKILL), and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().expect("the gateway runs");
+        child.kill().expect("SIGKILL is sent");
+        child.wait().expect("the process is gone");
     }
 
     /// Asks the process to stop, and waits until it has.

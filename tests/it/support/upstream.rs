@@ -1,5 +1,9 @@
 //! A provider that does what its script says, byte for byte, and remembers what it was sent.
 
+mod bodies;
+
+pub(crate) use bodies::*;
+
 use super::http::{Connection, Head};
 use super::ms;
 use serde_json::{Value, json};
@@ -111,7 +115,9 @@ impl Answer {
     /// These bytes, outside of any framing.
     pub(crate) fn write(mut self, bytes: impl Into<Vec<u8>>) -> Answer {
         let bytes = bytes.into();
-        let told = bytes.strip_prefix(b"HTTP/1.1 ").and_then(|rest| std::str::from_utf8(rest.get(..3)?).ok()?.parse().ok());
+        let told = bytes
+            .strip_prefix(b"HTTP/1.1 ")
+            .and_then(|rest| std::str::from_utf8(rest.get(..3)?).ok()?.parse().ok());
         self.status = self.status.or(told.filter(|status| *status >= 200));
         self.steps.push(Step::Write(bytes));
         self
@@ -202,6 +208,7 @@ pub(crate) struct Upstream {
 struct Shared {
     script: Mutex<VecDeque<Answer>>,
     fallback: Mutex<Option<Answer>>,
+    cases: Mutex<Vec<(String, Answer)>>,
     received: Mutex<Vec<Received>>,
     answered: Mutex<Vec<u16>>,
     ends: Mutex<Vec<Duration>>,
@@ -225,6 +232,21 @@ impl Upstream {
         Upstream { address, shared }
     }
 
+    /// The notes of a provider that is played elsewhere.
+    pub(crate) fn elsewhere(address: SocketAddr) -> Upstream {
+        Upstream { address, shared: Arc::new(Shared::default()) }
+    }
+
+    /// Notes a request that such a provider got.
+    pub(crate) fn note_request(&self, body: Vec<u8>) {
+        lock(&self.shared.received).push(Received { head: Head::default(), body });
+    }
+
+    /// Notes the status that such a provider answered with.
+    pub(crate) fn note_answer(&self, status: u16) {
+        lock(&self.shared.answered).push(status);
+    }
+
     /// What to answer the next request that has no answer yet.
     pub(crate) fn next(&self, answer: Answer) -> &Upstream {
         lock(&self.shared.script).push_back(answer);
@@ -234,6 +256,12 @@ impl Upstream {
     /// What to answer every request for which the script has nothing.
     pub(crate) fn always(&self, answer: Answer) -> &Upstream {
         *lock(&self.shared.fallback) = Some(answer);
+        self
+    }
+
+    /// What to answer every request whose body has this text and for which the script has nothing.
+    pub(crate) fn when(&self, text: &str, answer: Answer) -> &Upstream {
+        lock(&self.shared.cases).push((text.to_owned(), answer));
         self
     }
 
@@ -282,6 +310,7 @@ fn serve(stream: TcpStream, address: SocketAddr, shared: &Shared) {
         let received = Received { head, body };
         let scripted = lock(&shared.script).pop_front();
         let answer = scripted
+            .or_else(|| shared.case(&received.body))
             .or_else(|| lock(&shared.fallback).clone())
             .unwrap_or_else(|| plausible(received.path(), &received.body));
         lock(&shared.received).push(received);
@@ -290,6 +319,13 @@ fn serve(stream: TcpStream, address: SocketAddr, shared: &Shared) {
             End::Close => return,
             End::Reset => return connection.reset(),
         }
+    }
+}
+
+impl Shared {
+    fn case(&self, body: &[u8]) -> Option<Answer> {
+        let body = String::from_utf8_lossy(body);
+        lock(&self.cases).iter().find(|(text, _)| body.contains(text)).map(|(_, answer)| answer.clone())
     }
 }
 
@@ -352,79 +388,6 @@ fn left_within(connection: &Connection, time: Duration) -> bool {
     };
     let _ = stream.set_read_timeout(before);
     left
-}
-
-/// What a healthy provider answers: a short text with exact usage, streamed where the request says so.
-fn plausible(path: &str, body: &[u8]) -> Answer {
-    let asked: Value = serde_json::from_slice(body).unwrap_or_default();
-    let streamed = asked["stream"] == true;
-    let with_usage = asked["stream_options"]["include_usage"] == true;
-    match path.rsplit('/').next().unwrap_or_default() {
-        "embeddings" => Answer::json(200, &embeddings(5)),
-        "completions" if streamed => {
-            let mut answer = Answer::stream();
-            for word in HELLO {
-                answer = answer.event(&chunk(word));
-            }
-            answer = answer.event(&last_chunk());
-            if with_usage {
-                answer = answer.event(&usage_chunk(&usage(12, 3)));
-            }
-            answer.done()
-        }
-        _ => Answer::json(200, &chat("Hello from the weir", &usage(12, 5))),
-    }
-}
-
-/// The words of the healthy stream.
-pub(crate) const HELLO: [&str; 3] = ["Hello", " from", " upstream"];
-
-/// A whole chat answer.
-pub(crate) fn chat(text: &str, usage: &Value) -> Value {
-    json!({
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1_700_000_000, "model": "provider-model",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        "usage": usage,
-    })
-}
-
-/// An embeddings answer that used so many tokens.
-pub(crate) fn embeddings(tokens: u64) -> Value {
-    json!({
-        "object": "list", "model": "provider-model",
-        "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}],
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    })
-}
-
-/// A usage object.
-pub(crate) fn usage(prompt: u64, completion: u64) -> Value {
-    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
-}
-
-/// A chunk of a streamed chat answer with these words.
-pub(crate) fn chunk(text: &str) -> Value {
-    choice_chunk(&json!([{"index": 0, "delta": {"content": text}, "finish_reason": null}]))
-}
-
-/// The chunk that says that the answer is whole.
-pub(crate) fn last_chunk() -> Value {
-    choice_chunk(&json!([{"index": 0, "delta": {}, "finish_reason": "stop"}]))
-}
-
-/// The chunk that carries the usage and no choices.
-pub(crate) fn usage_chunk(usage: &Value) -> Value {
-    let mut chunk = choice_chunk(&json!([]));
-    chunk["usage"] = usage.clone();
-    chunk
-}
-
-/// A chunk with these choices.
-pub(crate) fn choice_chunk(choices: &Value) -> Value {
-    json!({
-        "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "provider-model",
-        "choices": choices,
-    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
