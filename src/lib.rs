@@ -7,6 +7,7 @@ pub mod secret;
 pub mod usage;
 pub mod refusal;
 pub mod clock;
+pub mod spend;
 
 // Layer 1: tools without policy.
 pub mod sse;

@@ -4,6 +4,9 @@
 //! its [`Trace`], and logic never reads the trace. Refuses to know: how a stage does its work, and where settings come from.
 
 mod answer;
+mod attempts;
+mod candidates;
+mod client;
 mod exchange;
 mod trace;
 
@@ -15,10 +18,11 @@ use crate::openai::{self, Ask, Endpoint};
 use crate::price::Book;
 use crate::refusal::{Kind, Refused};
 use crate::relay::{self, Body, Budget, Curfew, Unread, Upstreams};
-use crate::route::{Catalogue, Model, Plan};
+use crate::route::{Catalogue, Model};
 use crate::settle::Bill;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use attempts::Attempts;
 use bytes::Bytes;
 use exchange::Exchange;
 use http::Method;
@@ -48,6 +52,8 @@ pub struct Settings {
     pub answer_max_bytes: usize,
     /// The largest event of a stream, in bytes.
     pub event_max_bytes: usize,
+    /// How long the client of a stream may hear nothing while its provider is silent.
+    pub comment_every: Duration,
 }
 
 /// The stages, as the composition root made them.
@@ -209,12 +215,12 @@ impl ProxyHttp for Proxy {
     fn fail_to_connect(
         &self,
         _session: &mut Session,
-        _peer: &HttpPeer,
+        peer: &HttpPeer,
         ctx: &mut Ctx,
         error: Box<Error>,
     ) -> Box<Error> {
         match &mut ctx.stage {
-            Stage::Relaying(exchange) => exchange.not_connected(error, &mut ctx.trace),
+            Stage::Relaying(exchange) => exchange.refused_at(peer, &self.upstreams).not_connected(error, &mut ctx.trace),
             Stage::Arrived | Stage::Answered => error,
         }
     }
@@ -291,6 +297,7 @@ impl Proxy {
     async fn receive(&self, session: &mut Session, ctx: &mut Ctx) -> Asked<Received> {
         relay::head::check(session)?;
         ctx.trace.arrived(session);
+        self.guard.arrived(client::address(session))?;
         let path = session.req_header().uri.path().to_owned();
         let target = target(&path, &session.req_header().method)?;
         let caller = self.authenticate(session).await?;
@@ -316,11 +323,12 @@ impl Proxy {
         }
         match self.authenticator.authenticate(authorization).await {
             Err(refused) if refused.kind == Kind::InvalidApiKey => {
-                let address =
-                    session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip());
-                address.map_or(Ok(()), |ip| self.guard.failed(ip)).and(Err(refused))
+                self.guard.failed(client::address(session)).and(Err(refused))
             }
-            other => other,
+            other => other.and_then(|caller| {
+                caller.may_come_from(client::address(session))?;
+                Ok(caller)
+            }),
         }
     }
 
@@ -333,35 +341,41 @@ impl Proxy {
         endpoint: Endpoint,
     ) -> Asked<Box<Exchange>> {
         ctx.trace.endpoint(endpoint);
+        let idempotency_key = client::idempotency_key(session)?;
         let mut permit = self.admitter.enter(caller)?;
         ctx.trace.limits(permit.standing());
-        let (body, ask) = self.ask(session, ctx, endpoint).await.inspect_err(|_| permit.forgive_request())?;
+        let (body, mut ask) = self.ask(session, ctx, endpoint).await.inspect_err(|_| permit.forgive_request())?;
         caller.may_use(&ask.model)?;
-        let now = self.clock.wall();
-        let (model, price) = self
-            .catalogue
-            .model(&ask.model)
-            .filter(|model| model.serves(endpoint))
-            .and_then(|model| Some((model, self.book.load().model(model.name.as_str(), now)?)))
-            .ok_or_else(|| model_not_found(&ask.model))?;
+        let (models, prices) = self.chain(caller, &ask)?;
+        let model = &models[0];
         ctx.trace.model(model, &ask);
+        let claim = match idempotency_key {
+            Some(key) => Some(self.admitter.claim(caller, key, ctx.trace.request_id()).await?),
+            None => None,
+        };
         let order = Order {
             request_id: ctx.trace.request_id(),
             created_at: ctx.trace.created_at(),
             client_request_id: ctx.trace.client_request_id(),
             model: model.name.clone(),
-            max_output_tokens: model.max_output_tokens,
-            price,
+            max_output_tokens: candidates::longest_output(&models),
+            price: Arc::clone(&prices[0]),
+            stand_ins: prices[1..].to_vec(),
+            claim,
         };
+        let plan = self.plan(caller, &ask, &body, models, order.request_id)?;
         let admission = self.admitter.admit(caller, permit, &ask, order).await?;
         ctx.trace.limits(admission.permit.standing());
-        let plan = Plan::new(model, endpoint, ctx.trace.request_id().low_bits())
-            .ok_or_else(|| Refused::bug("a model without a candidate"))?;
+        if let Some(tokens) = admission.hold.output_limit() {
+            ask.lower_output(tokens);
+            ctx.trace.output_limit(tokens);
+        }
         let place = self.upstreams.get(&plan.candidate().provider.name);
         let silence = place.ok_or_else(|| Refused::bug("a provider without a place"))?.patience.silence;
         let control = relay::wrap(session, body.clone(), silence, &self.curfew);
         let bill = Bill::open(admission, endpoint, body, self.clock.clone(), ctx.trace.arrived_at());
-        Ok(Box::new(Exchange::new(bill, plan, ask, control)))
+        let attempts = Attempts::new(plan, prices, self.clock.clone());
+        Ok(Box::new(Exchange::new(bill, attempts, ask, control)))
     }
 
     /// The body, whole, and what it asks for.

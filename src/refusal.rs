@@ -3,6 +3,7 @@
 //! Promises: each [`Kind`] has one status, type, code and retry advice; it is the metric label, too.
 //! Refuses to know: which stage refuses, and how an answer is written.
 
+use crate::ids::RequestId;
 use std::fmt;
 use std::time::Duration;
 
@@ -25,10 +26,13 @@ pub enum Kind {
     CreditInFlight,
     AccountSuspended,
     ModelNotAllowed,
+    AddressNotAllowed,
     ModelNotFound,
     UnknownUrl,
     MethodNotAllowed,
     RequestTimeout,
+    RequestInProgress,
+    RequestAlreadyDone,
     RequestTooLarge,
     UnsupportedMediaType,
     HeadersTooLarge,
@@ -54,7 +58,7 @@ pub struct Wire {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 26] = [
+    pub const ALL: [Kind; 29] = [
         Kind::InvalidJson,
         Kind::DuplicateKey,
         Kind::TooDeep,
@@ -69,10 +73,13 @@ impl Kind {
         Kind::CreditInFlight,
         Kind::AccountSuspended,
         Kind::ModelNotAllowed,
+        Kind::AddressNotAllowed,
         Kind::ModelNotFound,
         Kind::UnknownUrl,
         Kind::MethodNotAllowed,
         Kind::RequestTimeout,
+        Kind::RequestInProgress,
+        Kind::RequestAlreadyDone,
         Kind::RequestTooLarge,
         Kind::UnsupportedMediaType,
         Kind::HeadersTooLarge,
@@ -104,10 +111,13 @@ impl Kind {
             Kind::CreditInFlight => (402, QUOTA, Some("credit_in_flight"), Some(true)),
             Kind::AccountSuspended => (403, INVALID, Some("account_suspended"), NO),
             Kind::ModelNotAllowed => (403, INVALID, Some("model_not_allowed"), NO),
+            Kind::AddressNotAllowed => (403, INVALID, Some("address_not_allowed"), NO),
             Kind::ModelNotFound => (404, INVALID, Some("model_not_found"), NO),
             Kind::UnknownUrl => (404, INVALID, Some("unknown_url"), NO),
             Kind::MethodNotAllowed => (405, INVALID, Some("method_not_allowed"), NO),
             Kind::RequestTimeout => (408, INVALID, Some("request_timeout"), NO),
+            Kind::RequestInProgress => (409, INVALID, Some("request_in_progress"), Some(true)),
+            Kind::RequestAlreadyDone => (409, INVALID, Some("request_already_done"), NO),
             Kind::RequestTooLarge => (413, INVALID, Some("request_too_large"), NO),
             Kind::UnsupportedMediaType => (415, INVALID, Some("unsupported_media_type"), NO),
             Kind::HeadersTooLarge => (431, INVALID, Some("headers_too_large"), NO),
@@ -140,6 +150,8 @@ pub struct Refused {
     pub param: Option<String>,
     /// Wait this long before the next try: sent as `Retry-After` (whole seconds, at least 1) and `retry-after-ms`.
     pub retry_after: Option<Duration>,
+    /// The request that has the idempotency key: sent as `x-weir-original-request-id`.
+    pub original: Option<RequestId>,
     /// For the log alone. Never quotes a body, a key or a provider's credential.
     pub internal: Option<String>,
 }
@@ -147,7 +159,14 @@ pub struct Refused {
 impl Refused {
     /// A refusal of this kind with the text that the client reads.
     pub fn new(kind: Kind, public: impl Into<String>) -> Self {
-        Refused { kind, public: public.into(), param: None, retry_after: None, internal: None }
+        Refused {
+            kind,
+            public: public.into(),
+            param: None,
+            retry_after: None,
+            original: None,
+            internal: None,
+        }
     }
 
     /// Names the request's key at fault.
@@ -161,6 +180,13 @@ impl Refused {
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
+        self
+    }
+
+    /// Names the request that has the idempotency key.
+    #[must_use]
+    pub fn original(mut self, request: RequestId) -> Self {
+        self.original = Some(request);
         self
     }
 

@@ -22,7 +22,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::price::Book;
 use crate::proxy::Proxy;
-use crate::relay::{Budget, Curfew, Resolver, ResolverSettings};
+use crate::relay::{Budget, Curfew, Drains, Resolver, ResolverSettings};
 use crate::store::{Opened, Store, StoreError};
 use arc_swap::ArcSwap;
 use demonstration::Demonstration;
@@ -130,6 +130,7 @@ struct Parts {
     budget: Budget,
     in_flight: Arc<AtomicU64>,
     curfew: Curfew,
+    drains: Drains,
     demonstration: Option<Demonstration>,
 }
 
@@ -174,6 +175,7 @@ impl Parts {
             budget: Budget::new(config.server.max_buffered_bytes),
             in_flight: Arc::default(),
             curfew: Curfew::default(),
+            drains: Drains::new(settings::drains(config)),
             demonstration,
         })
     }
@@ -186,6 +188,7 @@ impl Parts {
             budget: self.budget.clone(),
             budget_max: config.server.max_buffered_bytes,
             in_flight: Arc::clone(&self.in_flight),
+            drains: self.drains.clone(),
         }
     }
 
@@ -195,11 +198,11 @@ impl Parts {
         Ok(Proxy {
             settings: settings::proxy(config),
             authenticator: Arc::clone(&self.authenticator),
-            guard: Guard::new(settings::FAILED_KEYS_PER_SECOND),
+            guard: Guard::new(settings::guard(config)),
             admitter: Admitter::new(settings::admit(config), self.ledger.clone(), self.clock.clone()),
-            catalogue: Arc::new(settings::catalogue(config, demonstration)?),
+            catalogue: Arc::new(settings::catalogue(config, demonstration, self.clock.now())?),
             book: Arc::clone(&self.book),
-            upstreams: settings::upstreams(config, demonstration, &self.resolver),
+            upstreams: settings::upstreams(config, demonstration, &self.resolver, self.drains.clone()),
             budget: self.budget.clone(),
             metrics,
             clock: self.clock.clone(),

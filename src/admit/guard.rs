@@ -1,58 +1,138 @@
-//! The guard in front: how often one address may fail to authenticate.
+//! The guard in front: how often an address may ask, how often it may fail to authenticate, and how much of both the process takes.
 //!
 //! The sketch over-counts when it is small; at this size 50,000 addresses at once are over-counted in about one case in ten.
-//! It guards, it does not meter: paid limits are exact and live elsewhere.
+//! It guards, it does not meter: paid limits are exact and live elsewhere. Loopback is never limited by address: it is the operator, or a
+//! proxy in front.
 
 use crate::refusal::{Kind, Refused};
 use pingora_limits::rate::Rate;
 use std::net::IpAddr;
 use std::time::Duration;
 
+/// How much is let through in a second. 0 sets no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuardSettings {
+    /// Requests of all addresses.
+    pub requests: u32,
+    /// Requests of one address.
+    pub requests_per_address: u32,
+    /// Requests without a good key, of all addresses.
+    pub failures: u32,
+    /// Requests without a good key, of one address.
+    pub failures_per_address: u32,
+}
+
+/// Counts requests and failures: of each address, and of all together.
+pub struct Guard {
+    requests: Rate,
+    failures: Rate,
+    settings: GuardSettings,
+}
+
 const HASHES: usize = 4;
 const SLOTS: usize = 65_536;
 /// The window. Below one second the sketch's clock arithmetic can fail.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Counts failures by address.
-pub struct Guard {
-    failures: Rate,
-    failures_per_second: isize,
+impl Guard {
+    /// A guard that has counted nothing.
+    pub fn new(settings: GuardSettings) -> Self {
+        let sketch = || Rate::new_with_estimator_config(WINDOW, HASHES, SLOTS);
+        Guard { requests: sketch(), failures: sketch(), settings }
+    }
+
+    /// Counts a request of this address. Refuses with `no_capacity` where the process takes no more, with `rate_limit_exceeded` where the
+    /// address asks too often.
+    pub fn arrived(&self, address: Option<IpAddr>) -> Result<(), Refused> {
+        let GuardSettings { requests, requests_per_address, .. } = self.settings;
+        if is_above(&self.requests, None, requests) {
+            return Err(Refused::new(
+                Kind::NoCapacity,
+                "The service is busy at the moment; try again shortly.",
+            )
+            .retry_after(WINDOW)
+            .internal("the process is asked more often than it is to be in a second"));
+        }
+        match address.filter(is_limited) {
+            Some(address) if is_above(&self.requests, Some(address), requests_per_address) => {
+                Err(too_many("Too many requests from this address."))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Counts a failure of this address.
+    pub fn failed(&self, address: Option<IpAddr>) -> Result<(), Refused> {
+        let GuardSettings { failures, failures_per_address, .. } = self.settings;
+        let Some(address) = address.filter(is_limited) else { return Ok(()) };
+        let of_all = is_above(&self.failures, None, failures);
+        if is_above(&self.failures, Some(address), failures_per_address) || of_all {
+            return Err(too_many("Too many requests without a valid API key."));
+        }
+        Ok(())
+    }
 }
 
-impl Guard {
-    /// A guard that lets an address fail so often in a second.
-    pub fn new(failures_per_second: u32) -> Self {
-        Guard {
-            failures: Rate::new_with_estimator_config(WINDOW, HASHES, SLOTS),
-            failures_per_second: isize::try_from(failures_per_second).unwrap_or(isize::MAX),
-        }
-    }
+fn is_limited(address: &IpAddr) -> bool {
+    !address.to_canonical().is_loopback()
+}
 
-    /// Counts a failure of this address. Loopback is never limited: it is the operator, or a proxy in front.
-    pub fn failed(&self, address: IpAddr) -> Result<(), Refused> {
-        if address.is_loopback() || self.failures.observe(&address, 1) <= self.failures_per_second {
-            return Ok(());
-        }
-        Err(Refused::new(
-            Kind::RateLimitExceeded,
-            "Too many requests without a valid API key from this address.",
-        )
-        .retry_after(WINDOW))
-    }
+/// Counts one more of `whose`, `None` being everybody, and tells whether that is above the limit.
+fn is_above(sketch: &Rate, whose: Option<IpAddr>, limit: u32) -> bool {
+    limit > 0 && sketch.observe(&whose, 1) > isize::try_from(limit).unwrap_or(isize::MAX)
+}
+
+fn too_many(message: &str) -> Refused {
+    Refused::new(Kind::RateLimitExceeded, message).retry_after(WINDOW)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const NONE: GuardSettings =
+        GuardSettings { requests: 0, requests_per_address: 0, failures: 0, failures_per_address: 0 };
+
+    /// The window may turn once while this runs.
+    fn refused(mut ask: impl FnMut() -> Result<(), Refused>) -> (usize, Option<Kind>) {
+        let refusals: Vec<Refused> = (0..100).filter_map(|_| ask().err()).collect();
+        (refusals.len(), refusals.first().map(|refused| refused.kind))
+    }
+
     #[test]
     fn an_address_is_limited_loopback_is_not() {
-        let guard = Guard::new(5);
-        let one: IpAddr = "192.0.2.1".parse().unwrap();
-        let refused = (0..100).filter(|_| guard.failed(one).is_err()).count();
-        // The window may turn once while this runs.
-        assert!((90..=95).contains(&refused), "{refused}");
-        let loopback: IpAddr = "127.0.0.1".parse().unwrap();
-        assert!((0..100).all(|_| guard.failed(loopback).is_ok()));
+        let one: Option<IpAddr> = Some("192.0.2.1".parse().unwrap());
+        let guard = Guard::new(GuardSettings { failures_per_address: 5, requests_per_address: 7, ..NONE });
+        let (failures, kind) = refused(|| guard.failed(one));
+        assert!((90..=95).contains(&failures) && kind == Some(Kind::RateLimitExceeded), "{failures}");
+        let (requests, kind) = refused(|| guard.arrived(one));
+        assert!((86..=93).contains(&requests) && kind == Some(Kind::RateLimitExceeded), "{requests}");
+        let other: Option<IpAddr> = Some("192.0.2.2".parse().unwrap());
+        assert!(guard.failed(other).is_ok() && guard.arrived(other).is_ok());
+        for local in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            let local = Some(local.parse().unwrap());
+            assert_eq!((refused(|| guard.failed(local)).0, refused(|| guard.arrived(local)).0), (0, 0));
+        }
+    }
+
+    #[test]
+    fn all_addresses_together_are_limited_too() {
+        let guard = Guard::new(GuardSettings { requests: 10, failures: 10, ..NONE });
+        let mut last = 0;
+        let mut next = || {
+            last += 1;
+            Some(IpAddr::from([192, 0, 2, last]))
+        };
+        let (failures, kind) = refused(|| guard.failed(next()));
+        assert!((80..=90).contains(&failures) && kind == Some(Kind::RateLimitExceeded), "{failures}");
+        let (requests, kind) = refused(|| guard.arrived(None));
+        assert!((80..=90).contains(&requests) && kind == Some(Kind::NoCapacity), "{requests}");
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let guard = Guard::new(NONE);
+        let one: Option<IpAddr> = Some("192.0.2.1".parse().unwrap());
+        assert_eq!((refused(|| guard.failed(one)).0, refused(|| guard.arrived(one)).0), (0, 0));
     }
 }

@@ -1,14 +1,19 @@
-//! The limits of a tier, per account: requests and tokens per minute, and requests at once.
+//! The limits of tiers, per account and per key: requests and tokens per minute, and requests at once; and the bound on all requests of
+//! the process.
+//!
+//! Promises: what one of two limits gave is given back when the other refuses. Near the bound of the process an account with more than
+//! its fair share of it is refused first.
 
 use super::bucket::{Bucket, Standing};
 use crate::clock::Clock;
-use crate::ids::AccountId;
+use crate::ids::{AccountId, KeyId};
 use crate::refusal::{Kind, Refused};
 use moka::sync::Cache;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-/// What a tier allows an account in this process.
+/// What a tier allows an account, or a key, in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tier {
     /// Requests per minute; at least 1.
@@ -19,14 +24,24 @@ pub struct Tier {
     pub concurrent_requests: u64,
 }
 
-/// The state of every account's limits.
+/// The state of everybody's limits.
 pub(super) struct Limits {
-    accounts: Cache<AccountId, Arc<AccountLimits>>,
+    subjects: Cache<Subject, Arc<Limited>>,
+    load: Arc<Load>,
     clock: Clock,
 }
 
-struct AccountLimits {
+/// Whose limits they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Subject {
+    Account(AccountId),
+    Key(KeyId),
+}
+
+struct Limited {
     tier: Tier,
+    /// As clients are told.
+    whose: &'static str,
     state: Mutex<State>,
 }
 
@@ -36,15 +51,25 @@ struct State {
     concurrent: u64,
 }
 
-/// A place among the account's concurrent requests, given back by `Drop`.
+/// What the process carries.
+struct Load {
+    requests_max: u64,
+    requests: AtomicU64,
+    /// Accounts with requests under way.
+    accounts: AtomicU64,
+}
+
+/// A place among the account's concurrent requests, and the key's, given back by `Drop`.
 #[must_use]
 pub struct Permit {
-    limits: Arc<AccountLimits>,
+    account: Arc<Limited>,
+    key: Option<Arc<Limited>>,
+    load: Arc<Load>,
     clock: Clock,
     tokens_taken: u64,
 }
 
-/// What the `x-ratelimit-*` headers of an answer say.
+/// What the `x-ratelimit-*` headers of an answer say: of account and key, what leaves less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateStanding {
     /// Requests per minute.
@@ -53,127 +78,235 @@ pub struct RateStanding {
     pub tokens: Standing,
 }
 
-/// An account that asks nothing for this long has full buckets anyway.
+/// Who asks nothing for this long has full buckets anyway.
 const IDLE_MAX: Duration = Duration::from_secs(7_200);
-/// Accounts whose limits are kept.
-const ACCOUNTS_MAX: u64 = 1_000_000;
-/// What a client is told to wait when all its places are taken.
-const CONCURRENCY_WAIT: Duration = Duration::from_secs(1);
+/// Accounts and keys whose limits are kept.
+const SUBJECTS_MAX: u64 = 1_000_000;
+/// What a client is told to wait when all its places are taken, or the process is full.
+const PLACE_WAIT: Duration = Duration::from_secs(1);
+/// From this part of the bound on, in percent, accounts are held to their fair share.
+const FAIR_FROM_PERCENT: u64 = 75;
 
 impl Limits {
-    pub(super) fn new(clock: Clock) -> Self {
-        Limits { accounts: Cache::builder().max_capacity(ACCOUNTS_MAX).time_to_idle(IDLE_MAX).build(), clock }
+    pub(super) fn new(requests_max: u64, clock: Clock) -> Self {
+        let subjects = Cache::builder().max_capacity(SUBJECTS_MAX).time_to_idle(IDLE_MAX).build();
+        let load = Load { requests_max, requests: AtomicU64::new(0), accounts: AtomicU64::new(0) };
+        Limits { subjects, load: Arc::new(load), clock }
     }
 
-    /// Counts a request and takes a place for it.
-    pub(super) fn enter(&self, account: AccountId, tier: Tier) -> Result<Permit, Refused> {
-        let limits = self.of(account, tier);
+    /// Counts a request and takes a place for it: the account's, and the key's where it has limits of its own.
+    pub(super) fn enter(
+        &self,
+        account: AccountId,
+        tier: Tier,
+        key: Option<(KeyId, Tier)>,
+    ) -> Result<Permit, Refused> {
         let now = self.clock.now();
-        {
-            let mut state = limits.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if state.concurrent >= tier.concurrent_requests {
-                return Err(limited(
-                    format!(
-                        "This account already has {} requests under way, its limit.",
-                        tier.concurrent_requests
-                    ),
-                    CONCURRENCY_WAIT,
-                ));
-            }
-            state.requests.take(1, now).map_err(|wait| {
-                limited(
-                    format!("This account is limited to {} requests per minute.", tier.requests_per_minute),
-                    wait,
-                )
-            })?;
-            state.concurrent += 1;
+        let account = self.of(Subject::Account(account), tier);
+        let key = key.map(|(key, tier)| self.of(Subject::Key(key), tier));
+        account.enter(&self.load, now)?;
+        if let Some(Err(refused)) = key.as_ref().map(|key| key.take_place(now)) {
+            account.state().requests.correct(-1, now);
+            account.leave(&self.load);
+            return Err(refused);
         }
-        Ok(Permit { limits, clock: self.clock.clone(), tokens_taken: 0 })
+        let (load, clock) = (Arc::clone(&self.load), self.clock.clone());
+        Ok(Permit { account, key, load, clock, tokens_taken: 0 })
     }
 
-    /// Where the account stands, for an answer that took no place.
-    pub(super) fn standing(&self, account: AccountId, tier: Tier) -> RateStanding {
-        self.of(account, tier).standing(&self.clock)
+    /// Where they stand, for an answer that took no place.
+    pub(super) fn standing(
+        &self,
+        account: AccountId,
+        tier: Tier,
+        key: Option<(KeyId, Tier)>,
+    ) -> RateStanding {
+        let now = self.clock.now();
+        let standing = self.of(Subject::Account(account), tier).standing(now);
+        let own = key.map(|(key, tier)| self.of(Subject::Key(key), tier).standing(now));
+        own.map_or(standing, |own| standing.tighter(own))
     }
 
-    fn of(&self, account: AccountId, tier: Tier) -> Arc<AccountLimits> {
-        let fresh = || Arc::new(AccountLimits::new(tier, &self.clock));
-        let limits = self.accounts.get_with(account, fresh);
+    fn of(&self, subject: Subject, tier: Tier) -> Arc<Limited> {
+        let fresh = || Arc::new(Limited::new(subject, tier, &self.clock));
+        let limits = self.subjects.get_with(subject, fresh);
         if limits.tier == tier {
             return limits;
         }
         let changed = fresh();
-        self.accounts.insert(account, Arc::clone(&changed));
+        self.subjects.insert(subject, Arc::clone(&changed));
         changed
     }
 }
 
-impl AccountLimits {
-    fn new(tier: Tier, clock: &Clock) -> Self {
+impl Limited {
+    fn new(subject: Subject, tier: Tier, clock: &Clock) -> Self {
         let now = clock.now();
         let state = State {
             requests: Bucket::new(tier.requests_per_minute, now),
             tokens: Bucket::new(tier.tokens_per_minute, now),
             concurrent: 0,
         };
-        AccountLimits { tier, state: Mutex::new(state) }
+        let whose = match subject {
+            Subject::Account(_) => "This account",
+            Subject::Key(_) => "This API key",
+        };
+        Limited { tier, whose, state: Mutex::new(state) }
     }
 
-    fn standing(&self, clock: &Clock) -> RateStanding {
-        let now = clock.now();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        RateStanding { requests: state.requests.standing(now), tokens: state.tokens.standing(now) }
+    /// Takes a place of the account and one of the process.
+    fn enter(&self, load: &Load, now: Instant) -> Result<(), Refused> {
+        let carried = load.requests.fetch_add(1, Ordering::AcqRel);
+        let own = self.state().concurrent;
+        match load.admit(carried, own).and_then(|()| self.take_place(now)) {
+            Ok(taken) => {
+                if taken == 1 {
+                    load.accounts.fetch_add(1, Ordering::AcqRel);
+                }
+                Ok(())
+            }
+            Err(refused) => {
+                load.requests.fetch_sub(1, Ordering::AcqRel);
+                Err(refused)
+            }
+        }
     }
-}
 
-impl Permit {
-    /// Takes the estimated tokens of the request. An estimate above a whole minute's tokens can never pass.
-    pub(super) fn take_tokens(&mut self, estimate: u64) -> Result<(), Refused> {
-        let limit = self.limits.tier.tokens_per_minute;
+    /// Counts a request and takes a place, and tells how many are taken now.
+    fn take_place(&self, now: Instant) -> Result<u64, Refused> {
+        let Tier { concurrent_requests, requests_per_minute, .. } = self.tier;
+        let mut state = self.state();
+        if state.concurrent >= concurrent_requests {
+            return Err(limited(
+                format!("{} already has {concurrent_requests} requests under way, its limit.", self.whose),
+                PLACE_WAIT,
+            ));
+        }
+        state.requests.take(1, now).map_err(|wait| {
+            limited(format!("{} is limited to {requests_per_minute} requests per minute.", self.whose), wait)
+        })?;
+        state.concurrent += 1;
+        Ok(state.concurrent)
+    }
+
+    fn leave(&self, load: &Load) {
+        load.requests.fetch_sub(1, Ordering::AcqRel);
+        if self.leave_place() == 0 {
+            load.accounts.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Gives a place back, and tells how many are still taken.
+    fn leave_place(&self) -> u64 {
+        let mut state = self.state();
+        state.concurrent = state.concurrent.saturating_sub(1);
+        state.concurrent
+    }
+
+    /// Takes tokens. An estimate above a whole minute's can never pass.
+    fn take_tokens(&self, estimate: u64, now: Instant) -> Result<(), Refused> {
+        let limit = self.tier.tokens_per_minute;
         if estimate > limit {
             return Err(Refused::new(
                 Kind::TokensExceedLimit,
                 format!(
-                    "This request needs about {estimate} tokens; this account is limited to {limit} per minute. \
-                     Shorten the input or lower the output limit."
+                    "This request needs about {estimate} tokens. {} is limited to {limit} per minute. \
+                     Shorten the input or lower the output limit.",
+                    self.whose
                 ),
             ));
         }
-        let mut state = self.limits.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.tokens.take(estimate, self.clock.now()).map_err(|wait| {
-            limited(format!("This account is limited to {limit} tokens per minute."), wait)
-        })?;
-        drop(state);
+        self.state()
+            .tokens
+            .take(estimate, now)
+            .map_err(|wait| limited(format!("{} is limited to {limit} tokens per minute.", self.whose), wait))
+    }
+
+    fn standing(&self, now: Instant) -> RateStanding {
+        let mut state = self.state();
+        RateStanding { requests: state.requests.standing(now), tokens: state.tokens.standing(now) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Load {
+    /// Whether one more request is carried, of an account that has `own` of the `carried` ones.
+    fn admit(&self, carried: u64, own: u64) -> Result<(), Refused> {
+        let is_near = carried >= self.requests_max.saturating_mul(FAIR_FROM_PERCENT) / 100;
+        let share = (self.requests_max / self.accounts.load(Ordering::Acquire).max(1)).max(1);
+        if carried < self.requests_max && (!is_near || own < share) {
+            return Ok(());
+        }
+        Err(Refused::new(Kind::NoCapacity, "The service is busy at the moment; try again shortly.")
+            .retry_after(PLACE_WAIT)
+            .internal(format!("{carried} requests are under way, {own} of them of this account")))
+    }
+}
+
+impl Permit {
+    /// Takes the estimated tokens of the request.
+    pub(super) fn take_tokens(&mut self, estimate: u64) -> Result<(), Refused> {
+        let now = self.clock.now();
+        self.account.take_tokens(estimate, now)?;
+        if let Some(Err(refused)) = self.key.as_ref().map(|key| key.take_tokens(estimate, now)) {
+            self.account.state().tokens.correct(-tokens(estimate), now);
+            return Err(refused);
+        }
         self.tokens_taken = estimate;
         Ok(())
     }
 
     /// Corrects the estimate by what was used.
     pub fn used_tokens(&mut self, used: u64) {
-        let difference =
-            i64::try_from(used).unwrap_or(i64::MAX) - i64::try_from(self.tokens_taken).unwrap_or(i64::MAX);
+        let difference = tokens(used) - tokens(self.tokens_taken);
         self.tokens_taken = used;
-        let mut state = self.limits.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.tokens.correct(difference, self.clock.now());
+        let now = self.clock.now();
+        self.each(|limited| limited.state().tokens.correct(difference, now));
     }
 
     /// Gives back the request that was counted on the head: its body was refused.
     pub fn forgive_request(&mut self) {
-        let mut state = self.limits.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.requests.correct(-1, self.clock.now());
+        let now = self.clock.now();
+        self.each(|limited| limited.state().requests.correct(-1, now));
     }
 
-    /// Where the account stands after this request.
+    /// Where account and key stand after this request.
     pub fn standing(&self) -> RateStanding {
-        self.limits.standing(&self.clock)
+        let now = self.clock.now();
+        let account = self.account.standing(now);
+        self.key.as_ref().map_or(account, |key| account.tighter(key.standing(now)))
+    }
+
+    fn each(&self, act: impl Fn(&Limited)) {
+        std::iter::once(&self.account).chain(&self.key).for_each(|limited| act(limited));
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut state = self.limits.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.concurrent = state.concurrent.saturating_sub(1);
+        self.account.leave(&self.load);
+        if let Some(key) = &self.key {
+            key.leave_place();
+        }
     }
+}
+
+impl RateStanding {
+    /// Of each limit the one that leaves less.
+    fn tighter(self, other: RateStanding) -> RateStanding {
+        let less = |one: Standing, other: Standing| if other.remaining < one.remaining { other } else { one };
+        RateStanding {
+            requests: less(self.requests, other.requests),
+            tokens: less(self.tokens, other.tokens),
+        }
+    }
+}
+
+fn tokens(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn limited(message: String, wait: Duration) -> Refused {
@@ -182,34 +315,4 @@ fn limited(message: String, wait: Duration) -> Refused {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::UnixMicros;
-
-    const TIER: Tier = Tier { requests_per_minute: 10, tokens_per_minute: 100, concurrent_requests: 2 };
-
-    #[test]
-    fn a_place_comes_back_by_drop_and_a_refusal_takes_none() {
-        let (clock, _hand) = Clock::manual(UnixMicros(0));
-        let (limits, account) = (Limits::new(clock), AccountId::new());
-        let first = limits.enter(account, TIER).unwrap();
-        let _second = limits.enter(account, TIER).unwrap();
-        assert_eq!(limits.enter(account, TIER).err().unwrap().kind, Kind::RateLimitExceeded);
-        drop(first);
-        assert!(limits.enter(account, TIER).is_ok());
-        assert_eq!(limits.standing(account, TIER).requests.remaining, 7);
-    }
-
-    #[test]
-    fn an_estimate_is_corrected_by_what_was_used() {
-        let (clock, _hand) = Clock::manual(UnixMicros(0));
-        let (limits, account) = (Limits::new(clock), AccountId::new());
-        let mut permit = limits.enter(account, TIER).unwrap();
-        assert_eq!(permit.take_tokens(101).unwrap_err().kind, Kind::TokensExceedLimit);
-        permit.take_tokens(80).unwrap();
-        permit.used_tokens(30);
-        assert_eq!(permit.standing().tokens.remaining, 70);
-        permit.forgive_request();
-        assert_eq!(permit.standing().requests.remaining, 10);
-    }
-}
+mod tests;

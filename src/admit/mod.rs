@@ -8,13 +8,13 @@ mod guard;
 mod limits;
 
 pub use bucket::Standing;
-pub use guard::Guard;
+pub use guard::{Guard, GuardSettings};
 pub use limits::{Permit, RateStanding, Tier};
 
 use crate::authenticate::Caller;
 use crate::clock::{Clock, UnixMicros};
-use crate::ids::{ModelName, RequestId, TierName};
-use crate::ledger::{self, Hold, HoldRequest, Ledger, Shortage};
+use crate::ids::{KeyId, ModelName, RequestId, TierName};
+use crate::ledger::{self, Claim, Hold, HoldRequest, Ledger, Need, Shortage, Unclaimed};
 use crate::openai::Ask;
 use crate::price::ModelPrice;
 use crate::refusal::{Kind, Refused};
@@ -32,6 +32,10 @@ pub struct Settings {
     pub default_tier: Tier,
     /// The output that a hold covers when neither the request nor the model says how long an answer can be, in tokens.
     pub output_tokens_assumed: u64,
+    /// Service tiers that keys without a list of their own may ask for.
+    pub service_tiers: Vec<String>,
+    /// Requests under way in this process, of all accounts together; at least 1.
+    pub requests_max: u64,
 }
 
 /// Decides what may go on.
@@ -55,6 +59,10 @@ pub struct Order {
     pub max_output_tokens: Option<u64>,
     /// The model's price in force.
     pub price: Arc<ModelPrice>,
+    /// The prices in force of the models that may answer in its place.
+    pub stand_ins: Vec<Arc<ModelPrice>>,
+    /// The account's idempotency key, if the request has claimed one.
+    pub claim: Option<Claim>,
 }
 
 /// Proof that a request may be sent: a place and credit, both given back by `Drop`.
@@ -74,7 +82,8 @@ const LEDGER_WAIT: Duration = Duration::from_secs(1);
 impl Admitter {
     /// An admitter before this ledger.
     pub fn new(settings: Settings, ledger: Ledger, clock: Clock) -> Self {
-        Admitter { settings, limits: Limits::new(clock), ledger }
+        let limits = Limits::new(settings.requests_max, clock);
+        Admitter { settings, limits, ledger }
     }
 
     /// On the head alone: is the process taking requests, is there any credit, is there a place.
@@ -85,15 +94,21 @@ impl Admitter {
             ledger::Standing::Empty => return Err(refuse_shortage(Shortage::Exhausted)),
             ledger::Standing::Unknown | ledger::Standing::Funded => {}
         }
-        self.limits.enter(policy.account, self.tier(caller))
+        self.limits.enter(policy.account, self.account_tier(caller), self.key_tier(caller))
     }
 
     /// Where the caller stands in its limits, for answers that take no place.
     pub fn standing(&self, caller: &Caller) -> RateStanding {
-        self.limits.standing(caller.policy().account, self.tier(caller))
+        self.limits.standing(caller.policy().account, self.account_tier(caller), self.key_tier(caller))
     }
 
-    /// With the body known: takes the estimated tokens and the credit that the request can cost.
+    /// Claims the account's idempotency key for the request: one round trip. Refuses with `request_in_progress` or
+    /// `request_already_done` where another request has it.
+    pub async fn claim(&self, caller: &Caller, key: String, request: RequestId) -> Result<Claim, Refused> {
+        self.ledger.claim(caller.policy().account, key, request).await.map_err(refuse_unclaimed)
+    }
+
+    /// With the body known: takes the estimated tokens and credit. What the hold lowers the output to is in it.
     pub async fn admit(
         &self,
         caller: &Caller,
@@ -101,24 +116,26 @@ impl Admitter {
         ask: &Ask,
         order: Order,
     ) -> Result<Admission, Refused> {
-        let input_bound = ask.input_estimate();
-        let output_tokens = self.output_bound(ask, order.max_output_tokens);
-        permit.take_tokens(usual_input(input_bound).saturating_add(output_tokens.min(token_share(ask))))?;
-        let amount = order.price.bound(input_bound, output_tokens, ask.service_tier.as_deref());
+        let policy = caller.policy();
+        caller.may_ask_for(ask.service_tier.as_deref(), &self.settings.service_tiers)?;
+        let need = self.need(ask, order.max_output_tokens);
+        let output_tokens = need.output.saturating_mul(need.choices);
+        permit.take_tokens(need.input_usual.saturating_add(output_tokens.min(token_share(ask))))?;
         let request = HoldRequest {
             request_id: order.request_id,
-            account: caller.policy().account,
-            key: caller.policy().key,
+            account: policy.account,
+            key: policy.key,
             model: order.model,
-            amount,
+            need,
+            spend_limit: policy.spend_limit,
             price: order.price,
+            stand_ins: order.stand_ins,
             service_tier: ask.service_tier.clone(),
             stream: ask.stream,
             created_at: order.created_at,
             client_request_id: order.client_request_id,
-            input_tokens: usual_input(input_bound),
         };
-        match self.ledger.hold(request).await {
+        match self.ledger.hold(request, order.claim).await {
             Ok(hold) => Ok(Admission { hold, permit }),
             Err(shortage) => {
                 permit.used_tokens(0);
@@ -127,21 +144,37 @@ impl Admitter {
         }
     }
 
-    fn tier(&self, caller: &Caller) -> Tier {
-        let named = caller.policy().tier.as_ref().and_then(|name| self.settings.tiers.get(name));
+    fn account_tier(&self, caller: &Caller) -> Tier {
+        let named = caller.policy().account_tier.as_ref().and_then(|name| self.settings.tiers.get(name));
         *named.unwrap_or(&self.settings.default_tier)
     }
 
-    /// The most output that the request can be answered with, over all its choices, in tokens.
-    fn output_bound(&self, ask: &Ask, model_max: Option<u64>) -> u64 {
-        if !ask.endpoint.has_output() {
-            return 0;
-        }
+    /// The limits of the key's own. A tier that the configuration has no more is the default one: the key was to be limited.
+    fn key_tier(&self, caller: &Caller) -> Option<(KeyId, Tier)> {
+        let policy = caller.policy();
+        let name = policy.key_tier.as_ref()?;
+        Some((policy.key, *self.settings.tiers.get(name).unwrap_or(&self.settings.default_tier)))
+    }
+
+    /// What the request can take at most, and what it usually takes.
+    fn need(&self, ask: &Ask, model_max: Option<u64>) -> Need {
         let model_max = model_max.unwrap_or(self.settings.output_tokens_assumed);
-        let per_choice = ask.max_output_tokens.map_or(model_max, |asked| asked.min(model_max));
-        per_choice.saturating_mul(ask.choices)
+        let asked = ask.max_output_tokens.map_or(model_max, |asked| asked.min(model_max));
+        let output = if ask.endpoint.has_output() { asked } else { 0 };
+        let input_bound = ask.input_estimate();
+        Need {
+            input_usual: usual_input(input_bound),
+            input_bound,
+            output,
+            output_least: output.min(OUTPUT_TOKENS_LEAST),
+            choices: ask.choices,
+            is_extendable: ask.stream,
+        }
     }
 }
+
+/// Fewer output tokens than these are not worth an input, unless the client asks for fewer.
+const OUTPUT_TOKENS_LEAST: u64 = 64;
 
 /// What a text takes that is bounded by one token a byte: four bytes make a token in English and in code, fewer elsewhere.
 fn usual_input(bound: u64) -> u64 {
@@ -168,6 +201,10 @@ fn refuse_shortage(shortage: Shortage) -> Refused {
             "This account's credit is held by requests under way. It is free again when they end.",
         )
         .retry_after(IN_FLIGHT_WAIT),
+        Shortage::KeyLimit => Refused::new(
+            Kind::KeySpendLimitReached,
+            "This API key has reached its spend limit. Use another key, or wait until the limit begins anew.",
+        ),
         Shortage::Suspended => Refused::new(
             Kind::AccountSuspended,
             "This account is suspended. Contact the operator of this service.",
@@ -183,5 +220,24 @@ fn refuse_shortage(shortage: Shortage) -> Refused {
                 .retry_after(LEDGER_WAIT)
                 .internal("the ledger's backlog is full or its view of the database too old")
         }
+    }
+}
+
+fn refuse_unclaimed(unclaimed: Unclaimed) -> Refused {
+    match unclaimed {
+        Unclaimed::InProgress(first) => Refused::new(
+            Kind::RequestInProgress,
+            format!("The request {first} has this Idempotency-Key and has not ended. Try again when it has."),
+        )
+        .original(first)
+        .retry_after(IN_FLIGHT_WAIT),
+        Unclaimed::Done(first) => Refused::new(
+            Kind::RequestAlreadyDone,
+            format!(
+                "The request {first} had this Idempotency-Key and was answered; answers are not kept. Use another key for another request."
+            ),
+        )
+        .original(first),
+        Unclaimed::Shortage(shortage) => refuse_shortage(shortage),
     }
 }

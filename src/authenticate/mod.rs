@@ -4,14 +4,18 @@
 //! has changed since it was read; one loader per key and a bound on all of them. Refuses to know: balances, models, bodies.
 
 mod cache;
+mod network;
 
 pub use cache::{Authenticator, CacheStats, Settings};
+pub use network::{Network, NetworkError};
 
 use crate::clock::UnixMicros;
 use crate::ids::{AccountId, KeyId, TierName};
 use crate::refusal::{Kind, Refused};
 use crate::secret::ApiKey;
+use crate::spend::SpendLimit;
 use crate::store::{AccountStatus, KeyRecord};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -29,9 +33,16 @@ pub struct Policy {
     /// Its account.
     pub account: AccountId,
     /// The account's tier; `None` is the default one.
-    pub tier: Option<TierName>,
+    pub account_tier: Option<TierName>,
+    /// The tier whose limits apply to the key, besides those of the account.
+    pub key_tier: Option<TierName>,
+    /// What the key may spend.
+    pub spend_limit: Option<SpendLimit>,
+    /// Service tiers that the key may ask for; `None` is what the configuration allows.
+    pub service_tiers: Option<Vec<String>>,
     /// The models that the key may use; `None` is all.
     pub models: Option<Vec<String>>,
+    networks: Option<Vec<Network>>,
     expires_at: Option<UnixMicros>,
     revoked: bool,
     account_status: AccountStatus,
@@ -57,13 +68,51 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// Refuses an address from which the key may not be used. Where a proxy stands in front, that is the proxy's.
+    pub fn may_come_from(&self, address: Option<IpAddr>) -> Result<(), Refused> {
+        let Some(networks) = &self.policy.networks else { return Ok(()) };
+        if address.is_some_and(|address| networks.iter().any(|network| network.contains(address))) {
+            return Ok(());
+        }
+        Err(Refused::new(
+            Kind::AddressNotAllowed,
+            "This API key may not be used from this address. Its addresses were set when it was made.",
+        ))
+    }
+
+    /// Refuses a service tier that the key may not ask for. `default_tiers` are those of keys that have no list of their own. What the
+    /// provider would do without being asked is always allowed.
+    pub fn may_ask_for(&self, service_tier: Option<&str>, default_tiers: &[String]) -> Result<(), Refused> {
+        let Some(asked) = service_tier.filter(|tier| !matches!(*tier, "auto" | "default")) else {
+            return Ok(());
+        };
+        let allowed = self.policy.service_tiers.as_deref().unwrap_or(default_tiers);
+        if allowed.iter().any(|tier| tier == asked) {
+            return Ok(());
+        }
+        Err(Refused::new(
+            Kind::UnsupportedParameter,
+            "This API key may not ask for this service tier. Leave \"service_tier\" out, or use another key.",
+        )
+        .param("service_tier"))
+    }
+}
+
 impl Policy {
     fn new(record: KeyRecord) -> Self {
-        let KeyRecord { key_id, account_id, revoked, expires_at, models, account_status, tier, .. } = record;
+        let KeyRecord { key_id, account_id, revoked, expires_at, models, policy, account_status, .. } =
+            record;
+        // What cannot be read lets nobody in.
+        let networks = |texts: Vec<String>| texts.iter().filter_map(|text| text.parse().ok()).collect();
         Policy {
             key: key_id,
             account: account_id,
-            tier: tier.as_deref().map(TierName::from),
+            account_tier: record.account_tier.as_deref().map(TierName::from),
+            key_tier: policy.tier.as_deref().map(TierName::from),
+            spend_limit: policy.spend_limit,
+            service_tiers: policy.service_tiers,
+            networks: policy.addresses.map(networks),
             models,
             expires_at,
             revoked,

@@ -109,7 +109,7 @@ impl Create {
 }
 
 /// An account of a tier that is not configured would get the limits of another one.
-fn known_tier(books: &Books<'_>, tier: &str) -> Result<(), Failure> {
+pub(super) fn known_tier(books: &Books<'_>, tier: &str) -> Result<(), Failure> {
     let names: Vec<&str> = books.config.tiers.iter().map(|known| known.name.as_str()).collect();
     if names.contains(&tier) {
         return Ok(());

@@ -1,15 +1,18 @@
 //! `weir key`: API keys of accounts.
 
+use super::account::known_tier;
 use super::failure::Failure;
 use super::output::Report;
 use super::table::{Table, or_dash};
 use super::{Books, values};
+use crate::authenticate::Network;
 use crate::clock::UnixMicros;
 use crate::config;
 use crate::ids::KeyId;
 use crate::money::Micros;
 use crate::secret::ApiKey;
-use crate::store::{KeyRecord, NewKey};
+use crate::spend::{SpendLimit, SpendWindow};
+use crate::store::{KeyPolicy, KeyRecord, NewKey};
 use serde::Serialize;
 
 /// Make, list and revoke API keys
@@ -25,7 +28,8 @@ pub(super) enum Key {
 #[command(after_long_help = "\
 Examples:
   weir key create --account ada@example.com --name laptop
-  weir key create --account ada@example.com --models gpt-4o-mini,demo --expires 2030-01-31T00:00:00Z")]
+  weir key create --account ada@example.com --models gpt-4o-mini,demo --expires 2030-01-31T00:00:00Z
+  weir key create --account ada@example.com --spend-limit-usd 5 --spend-window day --addresses 192.0.2.0/24")]
 pub(super) struct Create {
     /// Whose it is: id or e-mail address
     #[arg(long, value_name = "ACCOUNT")]
@@ -39,9 +43,21 @@ pub(super) struct Create {
     /// When it ends (RFC 3339); without it, never
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     expires: Option<UnixMicros>,
-    /// The most that it may spend, in dollars; not in this release
+    /// The most that it may spend, in dollars; without it, what its account has
     #[arg(long, value_name = "USD", value_parser = values::usd)]
     spend_limit_usd: Option<Micros>,
+    /// In which time: total, day, week (from Monday) or month, in UTC
+    #[arg(long, value_name = "WINDOW", value_parser = values::spend_window, requires = "spend_limit_usd", default_value = "total")]
+    spend_window: SpendWindow,
+    /// Addresses and networks from which it may be used, with commas between them; without it, any
+    #[arg(long, value_name = "CIDR,..", value_delimiter = ',', value_parser = values::network)]
+    addresses: Option<Vec<Network>>,
+    /// A tier of the configuration whose limits apply to it, besides those of its account
+    #[arg(long, value_name = "TIER", value_parser = values::line)]
+    tier: Option<String>,
+    /// Values of service_tier that it may ask for, with commas between them; without it, those of the configuration
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', value_parser = values::line)]
+    service_tiers: Option<Vec<String>>,
 }
 
 /// List the keys of an account, newest first
@@ -78,6 +94,13 @@ struct Listed<'a> {
     created_at: String,
     expires_at: Option<String>,
     last_used_at: Option<String>,
+    models: Option<&'a [String]>,
+    spend_limit_micro_usd: Option<i64>,
+    spend_window: Option<&'static str>,
+    spent_micro_usd: Option<i64>,
+    addresses: Option<&'a [String]>,
+    tier: Option<&'a str>,
+    service_tiers: Option<&'a [String]>,
 }
 
 impl Key {
@@ -92,13 +115,8 @@ impl Key {
 
 impl Create {
     async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
-        let Create { account, name, models, expires, spend_limit_usd } = self;
-        if spend_limit_usd.is_some() {
-            return Err(Failure::new(
-                "unsupported",
-                "spend limits are not in this release: make the key without one",
-            ));
-        }
+        let policy = self.policy(books)?;
+        let Create { account, name, models, expires, .. } = self;
         let account_id = books.store.find_account(&account).await?;
         let pepper = config::pepper(books.config)?;
         let key = ApiKey::generate().map_err(|error| {
@@ -113,6 +131,7 @@ impl Create {
             last_four: key.last_four().to_owned(),
             models,
             expires_at: expires,
+            policy,
         };
         books.store.create_key(&new, books.clock.wall()).await?;
         let people = format!(
@@ -124,22 +143,43 @@ impl Create {
     }
 }
 
+impl Create {
+    fn policy(&self, books: &Books<'_>) -> Result<KeyPolicy, Failure> {
+        if let Some(tier) = &self.tier {
+            known_tier(books, tier)?;
+        }
+        let texts = |networks: &Vec<Network>| networks.iter().map(Network::to_string).collect();
+        Ok(KeyPolicy {
+            spend_limit: self.spend_limit_usd.map(|amount| SpendLimit { amount, window: self.spend_window }),
+            addresses: self.addresses.as_ref().map(texts),
+            tier: self.tier.clone(),
+            service_tiers: self.service_tiers.clone(),
+        })
+    }
+}
+
 impl List {
     async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
         let account = books.store.find_account(&self.account).await?;
         let keys = books.store.keys(account).await?;
         let now = books.clock.wall();
-        let listed: Vec<Listed<'_>> = keys.iter().map(|key| listed(key, now)).collect();
+        let mut spent = Vec::with_capacity(keys.len());
+        for key in &keys {
+            spent.push(self::spent(books, key, now).await?);
+        }
+        let listed: Vec<Listed<'_>> =
+            keys.iter().zip(&spent).map(|(key, spent)| listed(key, *spent, now)).collect();
         let people = if keys.is_empty() {
             format!("{} has no keys; `weir key create` makes one.", self.account)
         } else {
-            people(&keys, now)
+            people(&keys, &spent, now)
         };
         Report::new(&listed, people)
     }
 }
 
-fn listed(key: &KeyRecord, now: UnixMicros) -> Listed<'_> {
+fn listed(key: &KeyRecord, spent: Option<Micros>, now: UnixMicros) -> Listed<'_> {
+    let policy = &key.policy;
     Listed {
         key_id: key.key_id.to_string(),
         name: key.name.as_deref(),
@@ -149,7 +189,21 @@ fn listed(key: &KeyRecord, now: UnixMicros) -> Listed<'_> {
         created_at: values::rfc3339(key.created_at),
         expires_at: key.expires_at.map(values::rfc3339),
         last_used_at: key.last_used_at.map(values::rfc3339),
+        models: key.models.as_deref(),
+        spend_limit_micro_usd: policy.spend_limit.map(|limit| limit.amount.0),
+        spend_window: policy.spend_limit.map(|limit| limit.window.as_str()),
+        spent_micro_usd: spent.map(|spent| spent.0),
+        addresses: policy.addresses.as_deref(),
+        tier: policy.tier.as_deref(),
+        service_tiers: policy.service_tiers.as_deref(),
     }
+}
+
+/// What a key with a limit has spent in its window.
+async fn spent(books: &Books<'_>, key: &KeyRecord, now: UnixMicros) -> Result<Option<Micros>, Failure> {
+    let Some(limit) = key.policy.spend_limit else { return Ok(None) };
+    let spent = books.store.key_spent(key.key_id, limit.window.start(now)).await?;
+    Ok(Some(spent.split().0))
 }
 
 fn status(key: &KeyRecord, now: UnixMicros) -> &'static str {
@@ -162,10 +216,20 @@ fn status(key: &KeyRecord, now: UnixMicros) -> &'static str {
     }
 }
 
-fn people(keys: &[KeyRecord], now: UnixMicros) -> String {
-    let mut table =
-        Table::new(&["key id", "name", "key", "status", "created", "expires", "last used", "models"]);
-    for key in keys {
+fn people(keys: &[KeyRecord], spent: &[Option<Micros>], now: UnixMicros) -> String {
+    let mut table = Table::new(&[
+        "key id",
+        "name",
+        "key",
+        "status",
+        "created",
+        "expires",
+        "last used",
+        "models",
+        "spent",
+        "may do",
+    ]);
+    for (key, spent) in keys.iter().zip(spent) {
         table.row([
             key.key_id.to_string(),
             or_dash(key.name.as_deref()),
@@ -175,9 +239,30 @@ fn people(keys: &[KeyRecord], now: UnixMicros) -> String {
             or_dash(key.expires_at.map(values::to_the_second)),
             or_dash(key.last_used_at.map(values::to_the_second)),
             key.models.as_ref().map_or_else(|| "all".to_owned(), |models| models.join(",")),
+            or_dash(spent.map(|spent| spent.to_string())),
+            limits(&key.policy),
         ]);
     }
     table.to_string()
+}
+
+/// What the policy sets, in words.
+fn limits(policy: &KeyPolicy) -> String {
+    let KeyPolicy { spend_limit, addresses, tier, service_tiers } = policy;
+    let spend = spend_limit.map(|limit| match limit.window {
+        SpendWindow::Total => format!("spend {}", limit.amount),
+        SpendWindow::Day | SpendWindow::Week | SpendWindow::Month => {
+            format!("spend {} a {}", limit.amount, limit.window.as_str())
+        }
+    });
+    let parts = [
+        spend,
+        tier.as_ref().map(|tier| format!("tier {tier}")),
+        addresses.as_ref().map(|addresses| format!("from {}", addresses.join(","))),
+        service_tiers.as_ref().map(|tiers| format!("service tiers {}", tiers.join(","))),
+    ];
+    let told: Vec<String> = parts.into_iter().flatten().collect();
+    if told.is_empty() { "-".to_owned() } else { told.join("; ") }
 }
 
 impl Revoke {
@@ -206,12 +291,13 @@ mod tests {
             expires_at: Some(UnixMicros(10)),
             last_used_at: None,
             models: None,
+            policy: KeyPolicy::default(),
             account_status: AccountStatus::Active,
-            tier: None,
+            account_tier: None,
         };
         assert_eq!(status(&key, UnixMicros(9)), "active");
         assert_eq!(status(&key, UnixMicros(10)), "expired");
-        assert!(people(&[key.clone()], UnixMicros(9)).contains("sk-weir-abcd...wxyz"));
+        assert!(people(&[key.clone()], &[None], UnixMicros(9)).contains("sk-weir-abcd...wxyz"));
         key.revoked = true;
         assert_eq!(status(&key, UnixMicros(9)), "revoked");
     }

@@ -1,7 +1,9 @@
 //! Arguments as types, and times as text: what is typed is parsed once, here, and refused with the reason.
 
+use crate::authenticate::{Network, NetworkError};
 use crate::clock::UnixMicros;
 use crate::money::Micros;
+use crate::spend::SpendWindow;
 use jiff::Timestamp;
 
 /// The longest e-mail address (RFC 5321).
@@ -23,6 +25,19 @@ pub(super) fn time(text: &str) -> Result<UnixMicros, String> {
     let time: Timestamp =
         text.parse().map_err(|_| "not a time of RFC 3339, such as 2030-01-31T12:00:00Z".to_owned())?;
     Ok(UnixMicros(time.as_microsecond()))
+}
+
+/// An address or a network in CIDR notation.
+pub(super) fn network(text: &str) -> Result<Network, String> {
+    text.parse().map_err(|error: NetworkError| error.to_string())
+}
+
+/// After which time a limit begins anew.
+pub(super) fn spend_window(text: &str) -> Result<SpendWindow, String> {
+    SpendWindow::parse(text).ok_or_else(|| {
+        let names: Vec<&str> = SpendWindow::ALL.iter().map(|window| window.as_str()).collect();
+        format!("must be one of: {}", names.join(", "))
+    })
 }
 
 /// An e-mail address, as far as its form goes: whether it exists is not asked.

@@ -1,21 +1,18 @@
 //! The configuration file: which keys there are, what may stand there, and how they fit together.
 
+mod routes;
+
 use super::{
-    Admin, Auth, Config, DEFAULT_TIER, Durability, Journal, Log, LogLevel, Model, Provider, Route, SecretRef,
-    Server, Store, Tier,
+    Admin, Auth, Config, DEFAULT_TIER, Durability, Journal, Log, LogLevel, SecretRef, Server, Store, Tier,
 };
 use crate::document::{self, Report, Table, Value};
-use crate::ids::{ModelName, ProviderName, TierName};
-use crate::provider::{self, Dialect};
-use crate::relay::Origin;
+use crate::ids::TierName;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The longest name of anything, in bytes.
-const NAME_MAX_BYTES: usize = 256;
 /// From a millisecond to a day.
 const TIMES_MS: RangeInclusive<u64> = 1..=86_400_000;
 /// From a kibibyte to a gibibyte.
@@ -23,8 +20,6 @@ const BODY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
 /// What all bodies together may take, up to a tebibyte.
 const BUFFER_BYTES: RangeInclusive<u64> = 1024..=1 << 40;
 const THREADS: RangeInclusive<u64> = 0..=1024;
-const TOKENS: RangeInclusive<u64> = 1..=1_000_000_000;
-const WEIGHTS: RangeInclusive<u64> = 1..=1_000_000;
 /// A limit of this size limits nothing.
 const LIMITS: RangeInclusive<u64> = 1..=1_000_000_000_000;
 
@@ -45,15 +40,13 @@ pub(super) fn root(root: &mut Table<'_>) -> Config {
     let store = root.table("store", |table| Store {
         url: table.optional("url", database).unwrap_or(Store::default().url),
     });
-    let auth = root.table("auth", |table| Auth {
-        pepper: table.optional("pepper", secret).unwrap_or(Auth::default().pepper),
-    });
+    let auth = root.table("auth", auth);
     let journal = root.table("journal", journal);
     let log = root.table("log", log);
     let mut names = HashSet::new();
-    let providers = root.tables("provider", |table| provider(table, &mut names));
-    let mut model_names = HashSet::new();
-    let models = root.tables("model", |table| model(table, &names, &mut model_names));
+    let routing = root.table("routing", routes::routing);
+    let providers = root.tables("provider", |table| routes::provider(table, &mut names));
+    let models = routes::models(root, &names);
     let mut tier_names = HashSet::new();
     let mut tiers = root.tables("tier", |table| tier(table, &mut tier_names));
     if !tier_names.contains(DEFAULT_TIER) {
@@ -66,8 +59,9 @@ pub(super) fn root(root: &mut Table<'_>) -> Config {
         auth,
         journal,
         log,
+        routing,
         providers: providers.into_iter().flatten().collect(),
-        models: models.into_iter().flatten().collect(),
+        models,
         tiers: tiers.into_iter().flatten().collect(),
     }
 }
@@ -85,6 +79,15 @@ fn server(table: &mut Table<'_>) -> Server {
     let server = Server {
         listen: listen.unwrap_or(default.listen),
         threads: size(table, "threads", default.threads, THREADS),
+        max_requests: table
+            .optional("max_requests", |value| value.integer(1..=10_000_000))
+            .unwrap_or(default.max_requests),
+        max_requests_per_s: rate(table, "max_requests_per_s", default.max_requests_per_s),
+        max_requests_per_s_per_address: rate(
+            table,
+            "max_requests_per_s_per_address",
+            default.max_requests_per_s_per_address,
+        ),
         max_body_bytes: size(table, "max_body_bytes", default.max_body_bytes, BODY_BYTES),
         max_buffered_bytes: size(table, "max_buffered_bytes", default.max_buffered_bytes, BUFFER_BYTES),
         body_timeout: time(table, "body_timeout_ms", default.body_timeout),
@@ -95,6 +98,20 @@ fn server(table: &mut Table<'_>) -> Server {
         write_timeout: time(table, "write_timeout_ms", default.write_timeout),
         max_answer_bytes: size(table, "max_answer_bytes", default.max_answer_bytes, BODY_BYTES),
         max_event_bytes: size(table, "max_event_bytes", default.max_event_bytes, BODY_BYTES),
+        stream_comment_every: time(table, "stream_comment_ms", default.stream_comment_every),
+        client_gone_timeout: time(table, "client_gone_timeout_ms", default.client_gone_timeout),
+        client_gone_max_bytes: size(
+            table,
+            "client_gone_max_bytes",
+            default.client_gone_max_bytes,
+            BODY_BYTES,
+        ),
+        client_gone_max_requests: size(
+            table,
+            "client_gone_max_requests",
+            default.client_gone_max_requests,
+            0..=1_000_000,
+        ),
         drain_timeout: time(table, "drain_timeout_ms", default.drain_timeout),
         max_stale: time(table, "max_stale_ms", default.max_stale),
     };
@@ -105,6 +122,20 @@ fn server(table: &mut Table<'_>) -> Server {
         );
     }
     server
+}
+
+fn auth(table: &mut Table<'_>) -> Auth {
+    let default = Auth::default();
+    Auth {
+        pepper: table.optional("pepper", secret).unwrap_or(default.pepper),
+        service_tiers: table.list("service_tiers", label).unwrap_or(default.service_tiers),
+        max_failures_per_s: rate(table, "max_failures_per_s", default.max_failures_per_s),
+        max_failures_per_s_per_address: rate(
+            table,
+            "max_failures_per_s_per_address",
+            default.max_failures_per_s_per_address,
+        ),
+    }
 }
 
 fn journal(table: &mut Table<'_>) -> Journal {
@@ -121,68 +152,6 @@ fn journal(table: &mut Table<'_>) -> Journal {
 fn log(table: &mut Table<'_>) -> Log {
     let levels = LogLevel::ALL.map(|level| (level.as_str(), level));
     Log { level: table.optional("level", |value| one_of(value, &levels)).unwrap_or(Log::default().level) }
-}
-
-fn provider(table: &mut Table<'_>, names: &mut HashSet<String>) -> Option<Provider> {
-    let name = new_name(table, label, names);
-    let dialect = table.required("dialect", dialect);
-    let origin =
-        table.required("base_url", |value| Origin::parse(value.text()?).map_err(|fault| fault.to_string()));
-    let api_key = table.optional("api_key", secret);
-    let connect_timeout = time(table, "connect_timeout_ms", CONNECT_TIMEOUT);
-    let first_byte_timeout = time(table, "first_byte_timeout_ms", FIRST_BYTE_TIMEOUT);
-    let idle_timeout = time(table, "idle_timeout_ms", IDLE_TIMEOUT);
-    let name = ProviderName::from(name?.as_str());
-    Some(Provider {
-        name,
-        dialect: dialect?,
-        origin: origin?,
-        api_key,
-        connect_timeout,
-        first_byte_timeout,
-        idle_timeout,
-    })
-}
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// As long as the official clients wait: an answer that is not streamed has no byte before its end.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(600);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-
-fn model(table: &mut Table<'_>, providers: &HashSet<String>, names: &mut HashSet<String>) -> Option<Model> {
-    let name = new_name(table, name, names);
-    let context_tokens = table.required("context_tokens", |value| value.integer(TOKENS));
-    let max_output_tokens = table.optional("max_output_tokens", |value| value.integer(TOKENS));
-    let routes = table.tables("routes", |table| route(table, name.as_deref(), providers));
-    if !table.has("routes") {
-        table.problem("`routes` is missing");
-    } else if routes.is_empty() {
-        table.problem_at("routes", "`routes`: at least one route is needed");
-    }
-    Some(Model {
-        name: ModelName::from(name?.as_str()),
-        context_tokens: context_tokens?,
-        max_output_tokens,
-        routes: routes.into_iter().flatten().collect(),
-    })
-}
-
-fn route(table: &mut Table<'_>, model: Option<&str>, providers: &HashSet<String>) -> Option<Route> {
-    let known = |value: Value<'_>| {
-        let name = value.text()?;
-        providers
-            .contains(name)
-            .then(|| name.to_owned())
-            .ok_or_else(|| format!("there is no [[provider]] `{name}`"))
-    };
-    let provider = table.required("provider", known);
-    let upstream_model = table.optional("model", name).or_else(|| model.map(str::to_owned));
-    let weight = table.optional("weight", |value| value.integer(WEIGHTS)).unwrap_or(1);
-    Some(Route {
-        provider: ProviderName::from(provider?.as_str()),
-        model: upstream_model?,
-        weight: u32::try_from(weight).unwrap_or(u32::MAX),
-    })
 }
 
 fn tier(table: &mut Table<'_>, names: &mut HashSet<String>) -> Option<Tier> {
@@ -215,6 +184,12 @@ fn new_name(
 
 fn time(table: &mut Table<'_>, key: &'static str, default: Duration) -> Duration {
     table.optional(key, |value| value.integer(TIMES_MS)).map_or(default, Duration::from_millis)
+}
+
+/// How much in a second; 0 sets no limit.
+fn rate(table: &mut Table<'_>, key: &'static str, default: u32) -> u32 {
+    let rate = table.optional(key, |value| value.integer(0..=1_000_000_000));
+    rate.map_or(default, |rate| u32::try_from(rate).unwrap_or(u32::MAX))
 }
 
 fn size(table: &mut Table<'_>, key: &'static str, default: usize, range: RangeInclusive<u64>) -> usize {
@@ -254,32 +229,12 @@ fn directory(value: Value<'_>) -> Result<PathBuf, String> {
     if path.is_empty() { Err("a path is expected".to_owned()) } else { Ok(path.into()) }
 }
 
-fn dialect(value: Value<'_>) -> Result<&'static dyn Dialect, String> {
-    let name = value.text()?;
-    provider::dialect(name).ok_or_else(|| {
-        let built: Vec<&str> = provider::DIALECTS.iter().map(|dialect| dialect.name()).collect();
-        format!("the dialect `{name}` is not built; there are: {}", built.join(", "))
-    })
-}
-
 fn one_of<T: Copy>(value: Value<'_>, choices: &[(&str, T)]) -> Result<T, String> {
     let text = value.text()?;
     choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(|| {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
         format!("`{text}` is none of: {}", names.join(", "))
     })
-}
-
-/// A name that clients and providers use for a model.
-fn name(value: Value<'_>) -> Result<String, String> {
-    let name = value.text()?;
-    let is_usual = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '?' | '#' | '%');
-    if !(1..=NAME_MAX_BYTES).contains(&name.len()) || !name.chars().all(is_usual) {
-        return Err(format!(
-            "a name has 1 to {NAME_MAX_BYTES} ASCII characters, no spaces and none of \" \\ ? # %"
-        ));
-    }
-    Ok(name.to_owned())
 }
 
 /// A name that is a label of metrics and a word of the command line.
@@ -330,7 +285,7 @@ mod tests {
             } else if let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with('#')) {
                 named.insert(format!("{table}.{key}"));
             }
-            for key in ["provider", "model", "weight"]
+            for key in ["provider", "model", "weight", "priority", "input_cost", "output_cost"]
                 .iter()
                 .filter(|key| line.starts_with("routes") && line.contains(*key))
             {
@@ -351,12 +306,16 @@ mod tests {
             assert_eq!(read.auth, default.auth);
             assert_eq!(read.journal, default.journal);
             assert_eq!(read.log, default.log);
+            assert_eq!(read.routing, default.routing);
             assert_eq!(read.tiers, default.tiers);
             let minimal = parse(&with_provider(""), "weir.toml").unwrap();
-            let times = |provider: &Provider| {
-                (provider.connect_timeout, provider.first_byte_timeout, provider.idle_timeout)
+            let times = |provider: &crate::config::Provider| {
+                let of_connection = (provider.connect_timeout, provider.tls_timeout);
+                let of_answer = (provider.first_byte_timeout, provider.idle_timeout, provider.total_timeout);
+                (of_connection, of_answer, provider.is_drained)
             };
             assert_eq!(times(&read.providers[0]), times(&minimal.providers[0]));
+            assert!(read.models.iter().all(|model| !model.hidden_reasoning));
             assert_eq!(read.models[1].routes[0].weight, 1);
             assert_eq!(read.models[1].routes[0].model, "text-embedding-3-small");
         }
@@ -407,6 +366,7 @@ mod tests {
             ("[[tier]]\nname = \"t\"\n[[tier]]\nname = \"t\"".to_owned(), "another `t`"),
             ("[[tier]]\nname = \"t t\"".to_owned(), "letters"),
             (with_provider("idle_timeout_ms = -1"), "from 1 to"),
+            (with_provider("on_client_gone = \"stay\""), "cancel, drain"),
             (with_provider("[[provider]]\nname = \"p\""), "another `p`"),
             (model(""), "`routes` is missing"),
             (model("routes = []"), "at least one route"),

@@ -14,7 +14,8 @@ pub use secrets::{SecretError, SecretRef, pepper};
 use crate::document::Report;
 use crate::ids::{ModelName, ProviderName, TierName};
 use crate::provider::Dialect;
-use crate::relay::Origin;
+use crate::relay::{OnClientGone, Origin};
+use crate::route::{Cost, Order, Retry};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ pub struct Config {
     pub journal: Journal,
     /// `[log]`
     pub log: Log,
+    /// `[routing]`
+    pub routing: Routing,
     /// `[[provider]]`, by distinct names.
     pub providers: Vec<Provider>,
     /// `[[model]]`, by distinct names.
@@ -50,6 +53,12 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// Threads that carry requests; 0 is one per core.
     pub threads: usize,
+    /// Requests under way together, of all accounts.
+    pub max_requests: u64,
+    /// Requests in a second, of all addresses; 0 sets no limit.
+    pub max_requests_per_s: u32,
+    /// Requests in a second of one address that is not of this machine; 0 sets no limit.
+    pub max_requests_per_s_per_address: u32,
     /// The largest body of a request, in bytes.
     pub max_body_bytes: usize,
     /// What the bodies of all requests under way may take together, in bytes; no less than one body.
@@ -66,6 +75,14 @@ pub struct Server {
     pub max_answer_bytes: usize,
     /// The largest event of a stream, in bytes.
     pub max_event_bytes: usize,
+    /// How long the client of a stream may hear nothing while its provider is silent; then it is sent a comment.
+    pub stream_comment_every: Duration,
+    /// How long a provider is read on when its client has left.
+    pub client_gone_timeout: Duration,
+    /// How much of an answer is read on then, in bytes.
+    pub client_gone_max_bytes: usize,
+    /// How many providers are read on at a time; 0 leaves each with its client.
+    pub client_gone_max_requests: usize,
     /// How long requests under way may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// How long the gateway goes on admitting while it cannot see changes in the database.
@@ -91,6 +108,12 @@ pub struct Store {
 pub struct Auth {
     /// The secret that key hashes are keyed with; see [`pepper`].
     pub pepper: SecretRef,
+    /// Values of `service_tier` that keys without a list of their own may ask for.
+    pub service_tiers: Vec<String>,
+    /// Requests without a good key in a second, of all addresses; 0 sets no limit.
+    pub max_failures_per_s: u32,
+    /// The same of one address that is not of this machine.
+    pub max_failures_per_s_per_address: u32,
 }
 
 /// The journal of usage.
@@ -142,12 +165,20 @@ pub struct Provider {
     pub origin: Origin,
     /// The operator's key for it.
     pub api_key: Option<SecretRef>,
-    /// For a connection.
+    /// For a TCP connection.
     pub connect_timeout: Duration,
+    /// For the TLS handshake after it.
+    pub tls_timeout: Duration,
     /// From a request to the head of its answer.
     pub first_byte_timeout: Duration,
     /// From one piece of an answer to the next.
     pub idle_timeout: Duration,
+    /// From a request to the end of its answer.
+    pub total_timeout: Duration,
+    /// It gets no new request unless nothing else is left.
+    pub is_drained: bool,
+    /// What becomes of an answer when its client leaves; `None` leaves that to the model.
+    pub on_client_gone: Option<OnClientGone>,
 }
 
 /// A model that clients can ask for.
@@ -159,6 +190,16 @@ pub struct Model {
     pub context_tokens: u64,
     /// The most output of one choice, in tokens.
     pub max_output_tokens: Option<u64>,
+    /// It thinks in tokens that it bills and does not show: only its own report tells what an answer cost.
+    pub hidden_reasoning: bool,
+    /// How a route is chosen among the healthy ones.
+    pub order: Order,
+    /// Whether a conversation stays with one route.
+    pub is_sticky: bool,
+    /// What may be tried again with the next route.
+    pub retry: Retry,
+    /// Models that are tried when no route of this one is left; they exist, and each stands here once.
+    pub fallback: Vec<ModelName>,
     /// At least one, to providers that exist.
     pub routes: Vec<Route>,
 }
@@ -170,8 +211,37 @@ pub struct Route {
     pub provider: ProviderName,
     /// What the provider calls the model.
     pub model: String,
-    /// The share of traffic relative to the other routes; at least 1.
+    /// The share of traffic relative to the other routes of its priority; at least 1.
     pub weight: u32,
+    /// Routes with a lower number are tried first.
+    pub priority: u32,
+    /// What the operator pays; there for every route of a model that is ordered by cost.
+    pub cost: Option<Cost>,
+}
+
+/// When a route is left alone, and how often another is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// The most routes that one request is sent to; at least 1.
+    pub attempts_max: u32,
+    /// What retries may add to the requests of a model, in percent.
+    pub retry_percent: u32,
+    /// And besides.
+    pub retry_min_per_second: u32,
+    /// Failures in a row after which a route is left alone; at least 1.
+    pub circuit_failures: u32,
+    /// Or this share of its requests, in percent.
+    pub circuit_error_percent: u32,
+    /// If it had so many; at least 1.
+    pub circuit_error_requests: u32,
+    /// In this time.
+    pub circuit_error_window: Duration,
+    /// How long it is left alone at first.
+    pub circuit_open: Duration,
+    /// And at most, when it fails again and again.
+    pub circuit_open_max: Duration,
+    /// The longest that a provider's `Retry-After` is obeyed.
+    pub cool_down_max: Duration,
 }
 
 /// What an account may do at a time.
@@ -229,6 +299,7 @@ impl Default for Config {
             auth: Auth::default(),
             journal: Journal::default(),
             log: Log::default(),
+            routing: Routing::default(),
             providers: Vec::new(),
             models: Vec::new(),
             tiers: vec![Tier::named(DEFAULT_TIER)],
@@ -241,6 +312,9 @@ impl Default for Server {
         Server {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
             threads: 0,
+            max_requests: 10_000,
+            max_requests_per_s: 100_000,
+            max_requests_per_s_per_address: 5_000,
             max_body_bytes: 32 << 20,
             max_buffered_bytes: 512 << 20,
             body_timeout: Duration::from_secs(120),
@@ -249,6 +323,10 @@ impl Default for Server {
             write_timeout: Duration::from_secs(60),
             max_answer_bytes: 64 << 20,
             max_event_bytes: 8 << 20,
+            stream_comment_every: Duration::from_secs(15),
+            client_gone_timeout: Duration::from_secs(60),
+            client_gone_max_bytes: 16 << 20,
+            client_gone_max_requests: 1_000,
             drain_timeout: Duration::from_secs(60),
             max_stale: Duration::from_secs(900),
         }
@@ -269,7 +347,12 @@ impl Default for Store {
 
 impl Default for Auth {
     fn default() -> Self {
-        Auth { pepper: SecretRef::File("weir-data/pepper".into()) }
+        Auth {
+            pepper: SecretRef::File("weir-data/pepper".into()),
+            service_tiers: Vec::new(),
+            max_failures_per_s: 5_000,
+            max_failures_per_s_per_address: 50,
+        }
     }
 }
 
@@ -282,6 +365,23 @@ impl Default for Journal {
 impl Default for Log {
     fn default() -> Self {
         Log { level: LogLevel::Info }
+    }
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Routing {
+            attempts_max: 4,
+            retry_percent: 20,
+            retry_min_per_second: 10,
+            circuit_failures: 2,
+            circuit_error_percent: 50,
+            circuit_error_requests: 20,
+            circuit_error_window: Duration::from_secs(10),
+            circuit_open: Duration::from_secs(1),
+            circuit_open_max: Duration::from_secs(60),
+            cool_down_max: Duration::from_secs(60),
+        }
     }
 }
 
@@ -316,16 +416,12 @@ impl LogLevel {
 
 impl fmt::Debug for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Provider { name, dialect, origin, api_key, connect_timeout, first_byte_timeout, idle_timeout } =
-            self;
+        let Provider { name, dialect, origin, api_key, .. } = self;
         f.debug_struct("Provider")
             .field("name", name)
             .field("dialect", &dialect.name())
             .field("origin", origin)
             .field("api_key", api_key)
-            .field("connect_timeout", connect_timeout)
-            .field("first_byte_timeout", first_byte_timeout)
-            .field("idle_timeout", idle_timeout)
-            .finish()
+            .finish_non_exhaustive()
     }
 }

@@ -22,12 +22,18 @@ impl Cell {
     }
 
     /// Holds an amount, if so much is free.
+    ///
+    /// While it moves it counts as held and as free: who adds both up never finds less than there is.
     pub fn hold(&self, amount: Picos) -> bool {
+        if self.free().0 < amount.0 {
+            return false;
+        }
+        self.held_pico.fetch_add(amount.0, Ordering::AcqRel);
         let held = self.free_pico.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
             free.checked_sub(amount.0).filter(|left| *left >= 0)
         });
-        if held.is_ok() {
-            self.held_pico.fetch_add(amount.0, Ordering::AcqRel);
+        if held.is_err() {
+            self.held_pico.fetch_sub(amount.0, Ordering::AcqRel);
         }
         held.is_ok()
     }

@@ -2,7 +2,10 @@
 //!
 //! Totals of a lease only grow in the database, so that a lost answer is made good: the cell is brought to what the totals say.
 
+use super::hold::HoldRequest;
 use super::leases::{Lease, Moving};
+use super::need::{Need, Plan, Rate};
+use super::purse::{Held, Purse};
 use super::{Inner, Shortage, micros_for};
 use crate::ids::AccountId;
 use crate::money::{Micros, PICOS_PER_MICRO, Picos};
@@ -15,29 +18,80 @@ use std::time::Duration;
 const REFILL_PAUSE: Duration = Duration::from_secs(5);
 /// How long other sessions are given to return what they do not use.
 const RECALL_WAIT: Duration = Duration::from_millis(400);
+/// Looks at the lease and at the account for one request: others may take what was seen, so often at most.
+const ROUNDS_MAX: usize = 8;
+/// How long a request under way is kept waiting for more credit.
+const EXTENSION_MAX: Duration = Duration::from_secs(1);
+/// Between two tries in that time.
+const EXTENSION_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// Gets credit from the account and holds it. A request that is dropped meanwhile does not stop a grant half way.
-pub(super) async fn grant_and_hold(
+/// Credit that was held for a request that may have gone; released by `Drop` unless it is taken over.
+struct Secured {
+    purse: Purse,
+    plan: Plan,
+    is_taken: bool,
+}
+
+/// Holds what a request needs, where that is not known to be free here. A request that is dropped meanwhile stops no grant half way, and
+/// leaves nothing held.
+pub(super) async fn secure(
     inner: &Arc<Inner>,
-    lease: &Arc<Lease>,
-    account: AccountId,
-    amount: Picos,
-) -> Result<(), Shortage> {
-    lease.asked(amount);
-    let (of, in_lease) = (Arc::clone(inner), Arc::clone(lease));
+    purse: &Purse,
+    request: &HoldRequest,
+) -> Result<Plan, Shortage> {
+    let (of, from) = (Arc::clone(inner), purse.clone());
+    let (need, price, tier) = (request.need, Arc::clone(&request.price), request.service_tier.clone());
+    let stand_ins = request.stand_ins.clone();
     let granting = inner.books.spawn(async move {
-        let mut moving = in_lease.moving.lock().await;
-        if in_lease.cell.hold(amount) {
-            return Ok(());
-        }
-        let granted = granted(&of, &in_lease, &mut moving, account, amount).await;
-        granted.and_then(|()| if in_lease.cell.hold(amount) { Ok(()) } else { Err(Shortage::InFlight) })
+        let lease = Arc::clone(&from.lease);
+        let mut moving = lease.moving.lock().await;
+        let rate = Rate { price: &price, stand_ins: &stand_ins, service_tier: tier.as_deref() };
+        let plan = secured(&of, &from, &mut moving, &need, rate).await?;
+        Ok(Secured { purse: from, plan, is_taken: false })
     });
     match tokio::time::timeout(inner.settings.grant_timeout, granting).await {
-        Ok(Ok(result)) => result,
+        Ok(Ok(secured)) => secured.map(Secured::take),
         // The grant goes on; its credit is in the lease for the next request.
         Ok(Err(_)) | Err(_) => Err(Shortage::Unavailable),
     }
+}
+
+/// Holds more for a request under way, as far as there is any within [`EXTENSION_MAX`]. Tells whether something was added.
+pub(super) async fn extend(inner: &Inner, purse: &Purse, held: &Held, more: Picos, least: Picos) -> bool {
+    let until = inner.clock.now() + EXTENSION_MAX;
+    loop {
+        if extended(inner, purse, held, more, least).await {
+            return true;
+        }
+        // Other requests of the account may end meanwhile.
+        if inner.clock.now() + EXTENSION_AGAIN_AFTER >= until {
+            return false;
+        }
+        tokio::time::sleep(EXTENSION_AGAIN_AFTER).await;
+    }
+}
+
+async fn extended(inner: &Inner, purse: &Purse, held: &Held, more: Picos, least: Picos) -> bool {
+    let mut moving = purse.lease.moving.lock().await;
+    for _ in 0..ROUNDS_MAX {
+        let part = more.min(purse.spendable());
+        if part >= least {
+            if purse.hold(part) {
+                let is_added = held.add(part);
+                if !is_added {
+                    purse.release(part);
+                }
+                return is_added;
+            }
+        } else if purse.is_seen(&inner.feed) {
+            return false;
+        }
+        let missing = Picos(part.0.saturating_sub(purse.lease.cell.free().0).max(0));
+        if ask(inner, &purse.lease, &mut moving, purse.account, missing).await.is_err() {
+            return false;
+        }
+    }
+    false
 }
 
 /// Fetches more ahead of need where free credit runs low. Returns at once.
@@ -55,9 +109,11 @@ pub(super) fn refill(inner: &Arc<Inner>, lease: &Arc<Lease>, account: AccountId,
         let now = inner.clock.now();
         let wanted = lease.wanted(&mut moving, now);
         let grant = Grant { session: inner.session, account, need: Micros(0), want: micros_for(wanted) };
+        let version = inner.feed.version();
         let granted = inner.store.grant(&grant, inner.clock.wall()).await;
-        if let Ok(Ok(totals)) = &granted {
-            bring_to(&lease, &mut moving, *totals);
+        if let Ok(Ok(granted)) = &granted {
+            bring_to(&lease, &mut moving, granted.totals);
+            lease.saw(version, granted.available, granted.elsewhere);
             inner.counts.grants.fetch_add(1, Ordering::Relaxed);
         }
         drop(moving);
@@ -69,71 +125,79 @@ pub(super) fn refill(inner: &Arc<Inner>, lease: &Arc<Lease>, account: AccountId,
     });
 }
 
-async fn granted(
+/// Holds what is needed: from the lease, with what the account still has, with what other sessions give back.
+async fn secured(
+    inner: &Inner,
+    purse: &Purse,
+    moving: &mut Moving,
+    need: &Need,
+    rate: Rate<'_>,
+) -> Result<Plan, Shortage> {
+    let lease = &purse.lease;
+    let mut has_recalled = false;
+    for _ in 0..ROUNDS_MAX {
+        let missing = match purse.plan(need, rate) {
+            // More may have come to the account than is known here.
+            Some(plan) if plan.is_tight && !purse.is_seen(&inner.feed) => Picos(0),
+            Some(plan) => {
+                lease.asked(plan.amount);
+                if purse.hold(plan.amount) {
+                    return Ok(plan);
+                }
+                Picos(plan.amount.0.saturating_sub(lease.cell.free().0).max(0))
+            }
+            None if !purse.is_seen(&inner.feed) => Picos(0),
+            None if lease.elsewhere().0 > 0 && !has_recalled => {
+                has_recalled = true;
+                recall(inner, purse.account).await;
+                Picos(0)
+            }
+            None => return Err(purse.shortage(need.least(rate))),
+        };
+        ask(inner, lease, moving, purse.account, missing).await?;
+    }
+    Err(Shortage::InFlight)
+}
+
+/// Asks the database for credit: as much as is needed, more where there is plenty. What it says of the account is known afterwards,
+/// whether it gave any or not.
+async fn ask(
     inner: &Inner,
     lease: &Lease,
     moving: &mut Moving,
     account: AccountId,
-    amount: Picos,
+    need: Picos,
 ) -> Result<(), Shortage> {
-    let mut has_recalled = false;
-    loop {
-        let version = inner.feed.version();
-        let missing = Picos(amount.0.saturating_sub(lease.cell.free().0).max(1));
-        let want = micros_for(lease.wanted(moving, inner.clock.now()));
-        let grant = Grant { session: inner.session, account, need: micros_for(missing), want };
-        match inner.store.grant(&grant, inner.clock.wall()).await {
-            Ok(Ok(totals)) => {
-                bring_to(lease, moving, totals);
-                lease.low_pico.store(want.0.saturating_mul(PICOS_PER_MICRO) / 2, Ordering::Relaxed);
-                lease.is_empty_at(None);
-                inner.counts.grants.fetch_add(1, Ordering::Relaxed);
-                return Ok(());
-            }
-            Ok(Err(GrantRefused::Short { available, elsewhere })) => {
-                // An earlier grant whose answer was lost may be what is missing here.
-                let before = lease.cell.free();
-                reread(inner, lease, moving, account).await;
-                if lease.cell.free() > before {
-                    continue;
-                }
-                if elsewhere.0 > 0 && !has_recalled {
-                    has_recalled = true;
-                    recall(inner, account).await;
-                    continue;
-                }
-                return Err(shortage(lease, amount, available, elsewhere, version));
-            }
-            Ok(Err(GrantRefused::Suspended)) => return Err(Shortage::Suspended),
-            Ok(Err(GrantRefused::Frozen)) => return Err(Shortage::Unavailable),
-            Ok(Err(GrantRefused::NotLive)) => {
-                inner.heart.is_fenced.store(true, Ordering::Relaxed);
-                return Err(Shortage::Backlog);
-            }
-            Err(error) => {
-                inner.counts.grant_failures.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(account_id = %account, %error, "no grant");
-                return Err(Shortage::Unavailable);
-            }
+    let version = inner.feed.version();
+    let want = micros_for(lease.wanted(moving, inner.clock.now()));
+    let grant = Grant { session: inner.session, account, need: micros_for(need), want };
+    match inner.store.grant(&grant, inner.clock.wall()).await {
+        Ok(Ok(granted)) => {
+            bring_to(lease, moving, granted.totals);
+            lease.saw(version, granted.available, granted.elsewhere);
+            lease.low_pico.store(want.0.saturating_mul(PICOS_PER_MICRO) / 2, Ordering::Relaxed);
+            inner.counts.grants.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+        Ok(Err(GrantRefused::Short { available, elsewhere })) => {
+            // An earlier grant whose answer was lost may be what is missing here.
+            reread(inner, lease, moving, account).await;
+            lease.saw(version, available, elsewhere);
+            Ok(())
+        }
+        Ok(Err(GrantRefused::Suspended)) => Err(Shortage::Suspended),
+        Ok(Err(GrantRefused::Frozen)) => Err(Shortage::Unavailable),
+        Ok(Err(GrantRefused::NotLive)) => {
+            inner.heart.is_fenced.store(true, Ordering::Relaxed);
+            Err(Shortage::Backlog)
+        }
+        Err(error) => {
+            inner.counts.grant_failures.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(account_id = %account, %error, "no grant");
+            Err(Shortage::Unavailable)
         }
     }
 }
-
-/// Too little is left in the account. Is there more in use?
-fn shortage(lease: &Lease, amount: Picos, available: Micros, elsewhere: Micros, version: u64) -> Shortage {
-    let (free, held) = (lease.cell.free(), lease.cell.held());
-    if available.0 == 0 && elsewhere.0 == 0 && free.0 == 0 && held.0 == 0 {
-        lease.is_empty_at(Some(version));
-    }
-    let outside = i128::from(available.0 + elsewhere.0) * i128::from(PICOS_PER_MICRO);
-    let all = outside + i128::from(free.0) + i128::from(held.0);
-    if all >= i128::from(amount.0) && (held.0 > 0 || elsewhere.0 > 0) {
-        Shortage::InFlight
-    } else {
-        Shortage::Exhausted
-    }
-}
-
 async fn recall(inner: &Inner, account: AccountId) {
     match inner.store.recall(account).await {
         Ok(()) => tokio::time::sleep(RECALL_WAIT).await,
@@ -188,6 +252,21 @@ pub(super) async fn give_back(inner: &Inner, lease: &Lease, account: AccountId) 
                 moving.known.returned = totals.returned;
             }
             Err(error)
+        }
+    }
+}
+
+impl Secured {
+    fn take(mut self) -> Plan {
+        self.is_taken = true;
+        self.plan
+    }
+}
+
+impl Drop for Secured {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.purse.release(self.plan.amount);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Standing;
 use super::cell::Cell;
 use crate::feed::Feed;
 use crate::ids::AccountId;
-use crate::money::Picos;
+use crate::money::{Micros, Picos};
 use crate::store::LeaseTotals;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -18,8 +18,12 @@ pub(super) struct Lease {
     pub(super) moving: tokio::sync::Mutex<Moving>,
     /// Below so much free credit, more is fetched ahead of need.
     pub(super) low_pico: AtomicI64,
-    /// The version of the changes at which there was no credit at all, plus one; 0 is "not known".
-    empty_at: AtomicU64,
+    /// What the account had besides, when the database was last asked.
+    available_pico: AtomicI64,
+    /// What other sessions had of it then.
+    elsewhere_pico: AtomicI64,
+    /// The version of the changes at which that was so, plus one; 0 is "never asked".
+    seen_at: AtomicU64,
     /// The largest hold that was asked for.
     biggest_pico: AtomicI64,
     /// Spent since the last grant.
@@ -64,7 +68,9 @@ impl Lease {
                 granted_at: None,
             }),
             low_pico: AtomicI64::new(0),
-            empty_at: AtomicU64::new(0),
+            available_pico: AtomicI64::new(0),
+            elsewhere_pico: AtomicI64::new(0),
+            seen_at: AtomicU64::new(0),
             biggest_pico: AtomicI64::new(0),
             spent_pico: AtomicI64::new(0),
             uses: AtomicU64::new(0),
@@ -72,15 +78,41 @@ impl Lease {
     }
 
     pub(super) fn standing(&self, account: AccountId, feed: &Feed) -> Standing {
-        let empty_at = self.empty_at.load(Ordering::Acquire);
-        if empty_at > 0 && feed.is_account_current(empty_at - 1, account) {
-            return Standing::Empty;
+        if self.cell.free().0 > 0 {
+            return Standing::Funded;
         }
-        if self.cell.free().0 > 0 { Standing::Funded } else { Standing::Unknown }
+        let is_empty = self.all().0 == 0 && self.is_seen(account, feed);
+        if is_empty { Standing::Empty } else { Standing::Unknown }
     }
 
-    pub(super) fn is_empty_at(&self, version: Option<u64>) {
-        self.empty_at.store(version.map_or(0, |version| version + 1), Ordering::Release);
+    /// Notes what the database said that the account has besides, and that it said so at that version of the changes.
+    pub(super) fn saw(&self, version: u64, available: Micros, elsewhere: Micros) {
+        let picos = |amount: Micros| amount.to_picos().map_or(i64::MAX, |picos| picos.0);
+        self.available_pico.store(picos(available), Ordering::Release);
+        self.elsewhere_pico.store(picos(elsewhere), Ordering::Release);
+        self.seen_at.store(version + 1, Ordering::Release);
+    }
+
+    /// Whether nothing is known to have come to the account since the database was asked.
+    pub(super) fn is_seen(&self, account: AccountId, feed: &Feed) -> bool {
+        let seen_at = self.seen_at.load(Ordering::Acquire);
+        seen_at > 0 && feed.is_account_current(seen_at - 1, account)
+    }
+
+    /// What can be held: free here, or in the account when it was last seen.
+    pub(super) fn spendable(&self) -> Picos {
+        self.cell.free().saturating_add(Picos(self.available_pico.load(Ordering::Acquire)))
+    }
+
+    /// What other sessions had of the account when it was last seen.
+    pub(super) fn elsewhere(&self) -> Picos {
+        Picos(self.elsewhere_pico.load(Ordering::Acquire))
+    }
+
+    /// All credit of the account, held or not. What is held is read first: it becomes free, not the other way.
+    pub(super) fn all(&self) -> Picos {
+        let held = self.cell.held();
+        held.saturating_add(self.spendable()).saturating_add(self.elsewhere())
     }
 
     pub(super) fn spent(&self, cost: Picos) {

@@ -7,34 +7,42 @@
 mod audit;
 mod database;
 mod cell;
+mod claim;
 mod grants;
 mod hold;
 mod host;
 pub mod journal;
 mod leases;
+mod need;
+mod purse;
 mod recover;
 mod refund;
 mod rows;
+mod spending;
 mod tend;
 mod writer;
 
 pub use audit::{AuditReport, Finding, audit, examine};
 pub use cell::Cell;
+pub use claim::{Claim, Unclaimed};
 pub use database::Database;
-pub use hold::{End, Hold, HoldRequest, Settled, Synced};
+pub use hold::{End, Extending, Hold, HoldRequest, Settled, Synced};
 pub use journal::Durability;
+pub use need::Need;
 pub use recover::{Recovered, replay};
 pub use refund::{Refunded, refund};
 pub use writer::{WriteError, Written, write};
 
 use crate::clock::{Clock, UnixMicros};
 use crate::feed::Feed;
-use crate::ids::{AccountId, SessionId};
+use crate::ids::{AccountId, RequestId, SessionId};
 use crate::money::{Micros, Picos};
 use crate::store::{NewSession, SessionState, Store, StoreError};
 use host::{JournalHome, SessionDirectory};
 use journal::{Directory, Journal, JournalStats};
 use leases::Leases;
+use purse::Purse;
+use spending::Spending;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -96,6 +104,8 @@ pub enum Shortage {
     Exhausted,
     /// It would, were some of it not held by requests under way.
     InFlight,
+    /// The key has spent what it may.
+    KeyLimit,
     /// The account is suspended.
     Suspended,
     /// The database did not grant in time.
@@ -205,6 +215,7 @@ struct Inner {
     home: JournalHome,
     directory: SessionDirectory,
     leases: Leases,
+    spending: Spending,
     queue: Queue,
     counts: Counts,
     heart: Heart,
@@ -275,6 +286,7 @@ impl Ledger {
             home,
             directory,
             leases: Leases::default(),
+            spending: Spending::default(),
             queue: Queue::default(),
             counts: Counts::default(),
             heart,
@@ -303,16 +315,38 @@ impl Ledger {
         self.0.leases.get(account).map_or(Standing::Unknown, |lease| lease.standing(account, &self.0.feed))
     }
 
-    /// Holds credit for a request: from the account's lease in memory, else with one grant from the database.
-    pub async fn hold(&self, request: HoldRequest) -> Result<Hold, Shortage> {
+    /// Holds credit for a request: from the account's lease in memory, else with one grant from the database. What it is lowered to is in
+    /// the hold. A claim goes with it, and back should there be no hold.
+    pub async fn hold(&self, request: HoldRequest, claim: Option<Claim>) -> Result<Hold, Shortage> {
         self.admitting()?;
-        let room = self.0.journal.reserve().ok_or(Shortage::Backlog)?;
-        let lease = self.0.leases.of(request.account);
-        if !lease.cell.hold(request.amount) {
-            grants::grant_and_hold(&self.0, &lease, request.account, request.amount).await?;
-        }
-        grants::refill(&self.0, &lease, request.account, request.amount);
-        Ok(Hold::new(Arc::clone(&self.0), lease, room, request))
+        let inner = &self.0;
+        let room = inner.journal.reserve().ok_or(Shortage::Backlog)?;
+        let key = match request.spend_limit {
+            Some(limit) => Some(spending::meter(inner, request.key, limit, request.created_at).await?),
+            None => None,
+        };
+        let purse = Purse { account: request.account, lease: inner.leases.of(request.account), key };
+        let rate = request.rate();
+        let warm = purse.plan(&request.need, rate).filter(|plan| {
+            // What is decided because there is little has to be known, and not remembered from before a top-up.
+            (!plan.is_tight || purse.is_seen(&inner.feed)) && purse.hold(plan.amount)
+        });
+        let plan = match warm {
+            Some(plan) => plan,
+            None => grants::secure(inner, &purse, &request).await?,
+        };
+        grants::refill(inner, &purse.lease, request.account, plan.amount);
+        Ok(Hold::new(Arc::clone(inner), purse, room, request, plan, claim))
+    }
+
+    /// Claims an account's idempotency key for a request.
+    pub async fn claim(
+        &self,
+        account: AccountId,
+        key: String,
+        request: RequestId,
+    ) -> Result<Claim, Unclaimed> {
+        claim::claim(&self.0, account, key, request).await
     }
 
     /// Writes everything that is settled to the database, returns the leases, and ends the session. Holds that are open then stay in the

@@ -11,6 +11,7 @@ use super::{LedgerError, rows};
 use crate::clock::Clock;
 use crate::ids::{RequestId, SessionId};
 use crate::store::{RequestRow, SessionState, Store, StoreError};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
@@ -127,8 +128,12 @@ impl Found {
         match record {
             Record::Sent(sent) => {
                 let first = *self.by_request.entry(sent.request_id).or_insert(seq);
-                // Sent once more, or carried forward: what was known of its progress comes again behind it.
-                self.open.insert(first, (sent, None));
+                // Sent once more, or carried forward: what is known of its progress stays, since a kill may have come before it was written
+                // again behind this.
+                match self.open.entry(first) {
+                    Entry::Vacant(open) => _ = open.insert((sent, None)),
+                    Entry::Occupied(mut open) => open.get_mut().0 = sent,
+                }
             }
             Record::Failed(request_id) => self.close(&request_id),
             Record::Progress(progress) => {

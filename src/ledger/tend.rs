@@ -2,7 +2,7 @@
 
 use super::leases::Lease;
 use super::recover::{self, Recovered};
-use super::{Inner, audit, grants, micros_for, writer};
+use super::{Inner, audit, claim, grants, micros_for, spending, writer};
 use crate::ids::{AccountId, SessionId};
 use crate::money::Micros;
 use crate::store::{Change, SessionState, Subject};
@@ -21,6 +21,8 @@ const NOTE_EVERY: Duration = Duration::from_millis(500);
 const IDLE_EVERY: Duration = Duration::from_secs(30);
 /// Between two audits. The first one comes soon after the start.
 const AUDIT_EVERY: Duration = Duration::from_secs(3_600);
+/// Between two removals of what has served its time.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const FIRST_AUDIT: Duration = Duration::from_secs(60);
 
 impl Inner {
@@ -34,6 +36,8 @@ impl Inner {
         start(Box::pin(answer_recalls(Arc::clone(self))));
         start(Box::pin(return_idle(Arc::clone(self))));
         start(Box::pin(audit_at_times(Arc::clone(self))));
+        start(Box::pin(spending::follow(Arc::clone(self))));
+        start(Box::pin(sweep(Arc::clone(self))));
     }
 
     pub(super) fn note_recovered(&self, recovered: &Recovered) {
@@ -181,6 +185,18 @@ async fn audit_at_times(inner: Arc<Inner>) {
                 }
             }
             Err(error) => tracing::warn!(%error, "the books could not be audited"),
+        }
+    }
+}
+
+/// Removes idempotency keys and sums of what keys spent that nobody asks for any more.
+async fn sweep(inner: Arc<Inner>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let now = inner.clock.wall();
+        let claims = inner.store.sweep_claims(claim::kept_since(now)).await;
+        if let Err(error) = claims.and(inner.store.sweep_key_spend(now).await) {
+            tracing::warn!(%error, "old idempotency keys and key totals are not removed yet");
         }
     }
 }

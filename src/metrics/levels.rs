@@ -8,6 +8,8 @@ use prometheus::{Counter, Gauge, GaugeVec, Opts, Registry};
 pub enum Level {
     Ready,
     RequestsInFlight,
+    Drains,
+    DrainsTurnedAway,
     BufferedBodyBytes,
     BufferedBodyLimitBytes,
     KeyCacheHits,
@@ -47,10 +49,16 @@ enum Slot {
 }
 
 /// Name and help of each level. A name in `_total` is a counter, any other a gauge.
-const DECLARED: [(Level, &str, &str); 30] = [
+const DECLARED: [(Level, &str, &str); 32] = [
     (Level::Ready, "weir_ready", "1 while every listener accepts requests, else 0."),
     (Level::RequestsInFlight, "weir_requests_in_flight", "Requests that have arrived and not ended."),
     (Level::BufferedBodyBytes, "weir_buffered_body_bytes", "Bytes of request bodies in memory."),
+    (Level::Drains, "weir_drains", "Providers that are read on although their clients have left."),
+    (
+        Level::DrainsTurnedAway,
+        "weir_drains_turned_away_total",
+        "Providers that were to be read on and were left, since too many others were.",
+    ),
     (
         Level::BufferedBodyLimitBytes,
         "weir_buffered_body_limit_bytes",

@@ -5,11 +5,13 @@
 
 use super::edit::Edit;
 use super::keys::{Object, StreamOptions, span};
+use super::limit::OutputLimit;
 use super::scan::{DEPTH_MAX, TooDeep, input_estimate};
-use super::{Endpoint, prompt};
+use super::{Endpoint, affinity, prompt};
 use crate::refusal::{Kind, Refused};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
+use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 
 /// A request as far as the gateway acts on it.
@@ -33,6 +35,19 @@ pub struct Ask {
     model_at: Range<usize>,
     /// What makes the provider report the usage of a stream.
     usage_edit: Option<Edit>,
+    output_limit: OutputLimit,
+    output_edits: Vec<Edit>,
+    /// What names the conversation, or else begins it.
+    conversation: Option<Conversation>,
+}
+
+/// Where it stands what conversation a request is part of.
+#[derive(Clone, Debug)]
+enum Conversation {
+    /// The client says it.
+    Named(Range<usize>),
+    Messages(Range<usize>),
+    Prompt(Range<usize>),
 }
 
 /// The most choices of one request, as in the API.
@@ -74,6 +89,9 @@ impl Ask {
             input_estimate,
             model_at,
             usage_edit: usage_edit.filter(|_| stream),
+            output_limit: OutputLimit::find(&keys, text),
+            output_edits: Vec::new(),
+            conversation: conversation(&keys, text),
         })
     }
 
@@ -82,11 +100,33 @@ impl Ask {
         self.input_estimate
     }
 
-    /// What makes the body one for a provider that calls the model so, and that is to report its usage.
+    /// A number that the requests of one conversation of one account have in common; `None` where nothing tells. `body` is what this was
+    /// read from. It is another one in another release.
+    pub fn affinity(&self, account: &[u8], body: &[u8]) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(account);
+        let text = |at: &Range<usize>| body.get(at.clone()).and_then(|text| std::str::from_utf8(text).ok());
+        match self.conversation.as_ref()? {
+            Conversation::Named(at) => hasher.write(text(at)?.as_bytes()),
+            Conversation::Messages(at) => affinity::of_messages(text(at)?, &mut hasher),
+            Conversation::Prompt(at) => affinity::of_prompt(text(at)?, &mut hasher),
+        }
+        Some(hasher.finish())
+    }
+
+    /// Lowers the most output of one choice, which must not be above what was asked for.
+    pub fn lower_output(&mut self, tokens: u64) {
+        self.output_edits = self.output_limit.lowered_to(tokens, self.endpoint);
+        self.max_output_tokens = Some(tokens);
+    }
+
+    /// What makes the body one for a provider that calls the model so, that is to report its usage, and to give no more output than it was
+    /// lowered to.
     pub fn edits(&self, upstream_model: &str) -> Vec<Edit> {
         let name = serde_json::Value::from(upstream_model).to_string();
         let model = Edit { at: self.model_at.clone(), text: name };
-        std::iter::once(model).chain(self.usage_edit.clone()).collect()
+        let others = self.usage_edit.iter().chain(&self.output_edits).cloned();
+        std::iter::once(model).chain(others).collect()
     }
 }
 
@@ -115,6 +155,15 @@ fn refuse_state(keys: &Object<'_>, text: &str) -> Result<(), Refused> {
         return Err(Refused::new(Kind::UnsupportedParameter, message).param("messages"));
     }
     Ok(())
+}
+
+/// Inputs of embeddings have no cache to stay with.
+fn conversation(keys: &Object<'_>, text: &str) -> Option<Conversation> {
+    let at = |name| keys.get(name).map(|raw| span(raw, text));
+    at("prompt_cache_key")
+        .map(Conversation::Named)
+        .or_else(|| at("messages").map(Conversation::Messages))
+        .or_else(|| at("prompt").map(Conversation::Prompt))
 }
 
 fn model(keys: &Object<'_>, text: &str) -> Result<(String, Range<usize>), Refused> {

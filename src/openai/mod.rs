@@ -4,11 +4,14 @@
 //! no input can exhaust the stack; messages never quote a body. Refuses to know: who asks, which provider answers, what a token
 //! costs.
 
+mod affinity;
 mod answer;
 mod ask;
 mod edit;
+mod envelope;
 mod fault;
 mod keys;
+mod limit;
 mod prompt;
 mod scan;
 mod text;
@@ -17,6 +20,7 @@ mod usage;
 pub use answer::{Answer, NotAnAnswer, Said};
 pub use ask::Ask;
 pub use edit::{Edit, splice};
+pub use envelope::Envelope;
 pub use fault::{UpstreamFault, error_body, error_object};
 pub use prompt::prompt_tokens;
 

@@ -119,6 +119,25 @@ impl ModelPrice {
         saturate(reachable.map(cost).max().unwrap_or(0))
     }
 
+    /// The most output tokens for which [`ModelPrice::bound`] stays within an amount; `None` where the input alone is above it.
+    pub fn affordable_output(
+        &self,
+        input_tokens: u64,
+        amount: Picos,
+        service_tier: Option<&str>,
+    ) -> Option<u64> {
+        let asked =
+            self.tiers.iter().filter(|tier| tier.name.is_none() || tier.name.as_deref() == service_tier);
+        let reachable = asked.flat_map(|tier| &tier.tables).filter(|table| table.reaches(input_tokens));
+        let output = |table: &Table| {
+            let left = i128::from(amount.0).saturating_sub(times(input_tokens, table.input_dearest));
+            let left = u128::try_from(left).ok()?;
+            let price = u128::from(table.output_dearest.0.unsigned_abs());
+            Some(left.checked_div(price).map_or(u64::MAX, |tokens| u64::try_from(tokens).unwrap_or(u64::MAX)))
+        };
+        reachable.map(output).min().flatten()
+    }
+
     /// What this usage costs, exactly. The tier is the one that the answer names; one without prices here is the default tier.
     /// Above a threshold the whole request is priced higher. Never fails, and never costs less for more of the same prices.
     pub fn cost(&self, usage: &Usage, service_tier: Option<&str>) -> Cost {
@@ -436,6 +455,18 @@ mod tests {
             let price = priced(set);
             let usage = Usage { input, cache_read: cached, output, reasoning: thought, ..Usage::default() };
             prop_assert!(price.cost(&usage, None).cost <= price.bound(input + cached, output + thought, None));
+        }
+
+        #[test]
+        fn affordable_output_is_the_most_within_an_amount(set in sets(), input in 0..100_000u64, amount in 0..1i64 << 60) {
+            let price = priced(set);
+            match price.affordable_output(input, Picos(amount), None) {
+                Some(output) => prop_assert!(
+                    price.bound(input, output, None) <= Picos(amount)
+                        && (output == u64::MAX || price.bound(input, output + 1, None) > Picos(amount))
+                ),
+                None => prop_assert!(price.bound(input, 0, None) > Picos(amount)),
+            }
         }
 
         #[test]

@@ -62,6 +62,9 @@ pub(super) fn advise(head: &mut ResponseHeader, refused: &Refused) -> Result<()>
     if let Some(should_retry) = refused.kind.wire().should_retry {
         head.insert_header("x-should-retry", if should_retry { "true" } else { "false" })?;
     }
+    if let Some(request) = refused.original {
+        head.insert_header("x-weir-original-request-id", request.to_string())?;
+    }
     if refused.kind == crate::refusal::Kind::MethodNotAllowed {
         let allowed = if refused.public.contains("GET") { "GET" } else { "POST" };
         head.insert_header(ALLOW, allowed)?;

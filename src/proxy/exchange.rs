@@ -4,21 +4,23 @@
 
 use super::Settings;
 use super::answer;
+use super::attempts::Attempts;
 use super::trace::Trace;
 use crate::meter::{Ending, Fed, StreamMeter, StreamSettings, Whole};
 use crate::openai::{self, Ask};
 use crate::refusal::{Kind, Refused};
 use crate::relay::headers::{is_event_stream, json_answer, stream_answer, upstream_request};
 use crate::relay::{
-    CURFEW, Control, Failure, IDLE_TIMEOUT, NOT_CLOSED, Next, Upstream, Upstreams, is_timeout,
+    CREDIT_EXHAUSTED, CURFEW, Control, Failure, NOT_CLOSED, TOTAL_TIMEOUT, Upstream, Upstreams, come_back,
+    is_timeout,
 };
-use crate::route::{Plan, Provider};
+use crate::route::Provider;
 use crate::settle::{Bill, STATUS_CLIENT_GONE};
 use crate::usage::Outcome;
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, Session};
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, Peer};
 use pingora::{Error, ErrorType, Result};
 use std::time::Duration;
 
@@ -28,24 +30,13 @@ const ERROR_MAX_BYTES: usize = 64 * 1024;
 /// An admitted request on its way.
 pub(super) struct Exchange {
     bill: Bill,
-    plan: Plan,
+    attempts: Attempts,
     ask: Ask,
     control: Control,
-    attempt: Attempt,
+    outgoing_body: Option<Bytes>,
     answer: Answer,
-    /// Why the last attempt ended, for the client when there is no other.
-    failure: Option<Failure>,
-    /// The one fresh connection after an idle race has been used.
-    has_raced: bool,
     /// Something went to some provider.
     was_sent: bool,
-}
-
-/// The attempt under way.
-#[derive(Default)]
-struct Attempt {
-    outgoing_body: Option<Bytes>,
-    on_fresh_connection: bool,
 }
 
 /// What is known of the answer.
@@ -63,27 +54,24 @@ enum Answer {
 }
 
 impl Exchange {
-    pub(super) fn new(bill: Bill, plan: Plan, ask: Ask, control: Control) -> Self {
+    pub(super) fn new(bill: Bill, attempts: Attempts, ask: Ask, control: Control) -> Self {
         Exchange {
             bill,
-            plan,
+            attempts,
             ask,
             control,
-            attempt: Attempt::default(),
+            outgoing_body: None,
             answer: Answer::Awaited,
-            failure: None,
-            has_raced: false,
             was_sent: false,
         }
     }
 
     /// Where the next attempt goes.
     pub(super) async fn peer(&mut self, upstreams: &Upstreams, trace: &mut Trace) -> Result<Box<HttpPeer>> {
-        let provider = &self.plan.candidate().provider;
-        trace.attempt(&provider.name);
-        let upstream = place(upstreams, provider)?;
-        self.control.set_silence(upstream.patience.silence);
-        match upstreams.peer(upstream, self.attempt.on_fresh_connection).await {
+        let upstream = place(upstreams, &self.attempts.candidate().provider)?;
+        self.control.set_silence(self.attempts.begin(&upstream.patience, trace));
+        self.control.set_drains(upstreams.drains(upstream, self.attempts.model().hidden_reasoning).cloned());
+        match upstreams.peer(upstream, self.attempts.on_fresh_connection()).await {
             Ok(peer) => Ok(Box::new(peer)),
             Err(unresolved) => {
                 let mut error = Error::explain(ErrorType::ConnectError, unresolved.to_string());
@@ -95,7 +83,7 @@ impl Exchange {
 
     /// Makes the provider's head and body, and notes that they go.
     pub(super) fn send(&mut self, head: &mut RequestHeader, upstreams: &Upstreams) -> Result<()> {
-        let candidate = self.plan.candidate();
+        let candidate = self.attempts.candidate();
         let origin = &place(upstreams, &candidate.provider)?.origin;
         let Some(body) = self.bill.body() else {
             return Err(Error::explain(ErrorType::InternalError, "an attempt after the body was freed"));
@@ -111,14 +99,17 @@ impl Exchange {
             outgoing.len(),
         )?;
         head.set_version(version);
-        self.attempt.outgoing_body = Some(outgoing);
+        self.outgoing_body = Some(outgoing);
+        if let Some((model, price)) = self.attempts.stand_in() {
+            self.bill.serve_as(&model.name, price);
+        }
         self.bill.sent(&candidate.provider.name, &candidate.upstream_model);
         self.was_sent = true;
         Ok(())
     }
 
     pub(super) fn take_outgoing_body(&mut self) -> Option<Bytes> {
-        self.attempt.outgoing_body.take()
+        self.outgoing_body.take()
     }
 
     /// Reads the provider's head: an error that another candidate may not give, or the kind of body that follows.
@@ -130,17 +121,22 @@ impl Exchange {
     ) -> Result<()> {
         let status = head.status.as_u16();
         trace.provider_answered(status);
-        if let Some(failure) = Failure::of_status(status) {
-            self.failure = Some(failure);
-            if self.plan.has_next() {
-                self.bill.attempt_failed();
-                return Err(self.next(failure, upstream_error("the provider answered an error"), trace));
+        match Failure::of_status(status) {
+            Some(failure) => {
+                let come_back = come_back(head, self.attempts.wall());
+                if self.goes_on(failure, come_back, trace) {
+                    let mut error = upstream_error("the provider answered an error");
+                    error.set_retry(true);
+                    return Err(error);
+                }
             }
+            None => self.attempts.answered(status, trace),
         }
         self.control.hold_head();
         let is_success = (200..300).contains(&status);
         if is_success && self.ask.stream && is_event_stream(head) {
             self.control.release_body();
+            self.control.comment_every(settings.comment_every);
             let meter = StreamMeter::new(StreamSettings {
                 endpoint: self.ask.endpoint,
                 usage_asked: self.ask.include_usage,
@@ -166,6 +162,7 @@ impl Exchange {
         settings: &Settings,
         trace: &mut Trace,
     ) -> Result<Option<Bytes>> {
+        self.keep_time()?;
         match &mut self.answer {
             Answer::Awaited | Answer::Ended => Ok(None),
             Answer::Stream => Ok(self.pass(piece.map(AsRef::as_ref).unwrap_or_default(), is_end, trace)),
@@ -188,10 +185,25 @@ impl Exchange {
                 if !is_end {
                     return Ok(None);
                 }
-                let refused = self.plan.candidate().provider.dialect.refusal(*status, body);
+                let refused = self.attempts.candidate().provider.dialect.refusal(*status, body);
+                self.attempts.ended(true);
+                let refused = self.told_to_wait(refused);
                 self.end_refused(&refused, trace)
             }
         }
+    }
+
+    /// Holds the provider to the time that it may take for the whole answer: the last silence ends with it.
+    fn keep_time(&self) -> Result<()> {
+        let Some((left, silence)) = self.attempts.last_silence() else { return Ok(()) };
+        if left.is_zero() && !matches!(self.answer, Answer::Ended) {
+            let mut error =
+                Error::explain(TOTAL_TIMEOUT, "the answer takes longer than the provider may take");
+            error.as_up();
+            return Err(error);
+        }
+        self.control.set_silence(silence);
+        Ok(())
     }
 
     /// Streamed events, metered and framed anew.
@@ -204,13 +216,17 @@ impl Exchange {
         };
         if let Some(ending) = ending {
             self.end_stream(&ending, &mut out, trace);
+        } else if let Some(asking) = self.bill.take_asking() {
+            self.control.wait_for_credit(asking);
         }
         (!out.is_empty()).then(|| Bytes::from(out))
     }
 
     fn end_stream(&mut self, ending: &Ending, out: &mut Vec<u8>, trace: &mut Trace) {
         trace.stream_ended(ending);
-        trace.settled(self.bill.settle_stream(ending), self.bill.ttft_ms());
+        self.attempts.ended(!matches!(ending, Ending::ErrorEvent(_) | Ending::Truncated | Ending::TooLong));
+        let left = self.left(trace);
+        trace.settled(self.bill.settle_stream(ending, left), self.bill.ttft_ms());
         self.wait_until_synced();
         self.bill.write_end(ending, out);
         self.control.end();
@@ -221,23 +237,37 @@ impl Exchange {
     fn end_whole(&mut self, body: Vec<u8>, trace: &mut Trace) -> Result<Option<Bytes>> {
         if self.ask.stream {
             let refused = Refused::new(Kind::UpstreamError, NOT_AN_ANSWER).internal("not an event stream");
+            self.attempts.ended(false);
             return self.end_refused(&refused, trace);
         }
         match Whole::read(self.ask.endpoint, &body) {
             Ok(whole) => {
-                trace.settled(self.bill.settle_whole(&whole), self.bill.ttft_ms());
-                self.wait_until_synced();
+                self.attempts.ended(true);
                 let mut head = json_answer(200, body.len())?;
                 trace.decorate(&mut head)?;
+                let left = self.left(trace);
+                trace.settled(self.bill.settle_whole(&whole, left), self.bill.ttft_ms());
+                self.wait_until_synced();
                 self.control.replace_head(head);
                 self.answer = Answer::Ended;
                 Ok(Some(Bytes::from(body)))
             }
             Err(fault) => {
                 let refused = Refused::new(Kind::UpstreamError, NOT_AN_ANSWER).internal(fault);
+                self.attempts.ended(false);
                 self.end_refused(&refused, trace)
             }
         }
+    }
+
+    /// The status of a client that has left: what it had been sent by then. The trace is told.
+    fn left(&self, trace: &mut Trace) -> Option<u16> {
+        if !self.control.client_gone() {
+            return None;
+        }
+        let status = if self.control.head_sent() { 200 } else { STATUS_CLIENT_GONE };
+        trace.client_left(status);
+        Some(status)
     }
 
     /// The bytes that end the answer wait for the disk, where the operator wants that.
@@ -249,20 +279,35 @@ impl Exchange {
 
     fn end_refused(&mut self, refused: &Refused, trace: &mut Trace) -> Result<Option<Bytes>> {
         let body = openai::error_body(refused);
-        let mut head = json_answer(refused.kind.wire().status, body.len())?;
+        let status = refused.kind.wire().status;
+        let mut head = json_answer(status, body.len())?;
         trace.refused(refused);
-        trace.settled(self.bill.settle_free(unanswered(refused.kind), refused.kind.wire().status), None);
         answer::advise(&mut head, refused)?;
         trace.decorate(&mut head)?;
+        let (outcome, status) = match self.left(trace) {
+            Some(status) => (Outcome::ClientGone, status),
+            None => (unanswered(refused.kind), status),
+        };
+        trace.settled(self.bill.settle_free(outcome, status), None);
         self.control.replace_head(head);
         self.answer = Answer::Ended;
         Ok(Some(Bytes::from(body)))
     }
 
+    /// The provider's next connection goes to another of its addresses, where it has several.
+    pub(super) fn refused_at(&mut self, peer: &HttpPeer, upstreams: &Upstreams) -> &mut Self {
+        let upstream = upstreams.get(&self.attempts.candidate().provider.name);
+        if let (Some(upstream), Some(address)) = (upstream, peer.address().as_inet()) {
+            upstream.failed(*address);
+        }
+        self
+    }
+
     /// No connection came about.
     pub(super) fn not_connected(&mut self, error: Box<Error>, trace: &mut Trace) -> Box<Error> {
-        self.failure = Some(Failure::NotConnected);
-        self.next(Failure::NotConnected, error, trace)
+        let mut error = error;
+        error.set_retry(self.goes_on(Failure::NotConnected, None, trace));
+        error
     }
 
     /// An attempt broke off after its connection stood.
@@ -277,36 +322,30 @@ impl Exchange {
             // The retry that `receive_head` decided.
             return error;
         }
-        if self.control.client_gone() || !is_before_answer {
-            error.set_retry(false);
-            return error;
-        }
-        let failure = Failure::of_error(&error, client_reused);
-        self.failure = Some(failure);
-        if failure.next(self.has_raced) != Next::Stop {
-            self.bill.attempt_failed();
-        }
-        self.next(failure, error, trace)
-    }
-
-    /// Marks the error as one to retry or not, and turns to the candidate whose turn it is.
-    fn next(&mut self, failure: Failure, mut error: Box<Error>, trace: &mut Trace) -> Box<Error> {
-        self.attempt = Attempt::default();
-        let goes_on = match failure.next(self.has_raced) {
-            Next::NextCandidate if self.plan.has_next() => {
-                self.plan.advance();
-                true
+        let is_ours = self.control.client_gone() || [CURFEW, CREDIT_EXHAUSTED].contains(error.etype());
+        let goes_on = match is_before_answer {
+            _ if is_ours => false,
+            true => self.goes_on(Failure::of_error(&error, client_reused), None, trace),
+            false => {
+                if !matches!(self.answer, Answer::Ended) {
+                    self.attempts.ended(false);
+                }
+                false
             }
-            Next::FreshConnection => {
-                self.has_raced = true;
-                self.attempt.on_fresh_connection = true;
-                true
-            }
-            Next::NextCandidate | Next::Stop => false,
         };
-        trace.attempt_failed(failure);
         error.set_retry(goes_on);
         error
+    }
+
+    /// Whether another attempt follows one that failed before its answer began. Its provider bills nothing then, or is not billed to
+    /// the client.
+    fn goes_on(&mut self, failure: Failure, come_back: Option<Duration>, trace: &mut Trace) -> bool {
+        self.outgoing_body = None;
+        let goes_on = self.attempts.failed(failure, come_back, !self.control.client_gone(), trace);
+        if goes_on {
+            self.bill.attempt_failed();
+        }
+        goes_on
     }
 
     /// The request cannot be relayed to its end. Settles, and tells the client what can still be told. The status that the
@@ -367,7 +406,11 @@ impl Exchange {
             out = [b"data: ".as_slice(), &openai::error_body(&self.refusal(error)), b"\n\n"].concat();
             self.answer = Answer::Ended;
         } else {
-            self.end_stream(&Ending::Truncated, &mut out, trace);
+            let ending = match *error.etype() == CREDIT_EXHAUSTED {
+                true => self.bill.exhausted(),
+                false => Ending::Truncated,
+            };
+            self.end_stream(&ending, &mut out, trace);
         }
         out
     }
@@ -407,17 +450,24 @@ impl Exchange {
             return Refused::new(Kind::NoCapacity, "The gateway is being restarted; try again.")
                 .retry_after(RESTART_WAIT);
         }
-        let dialect = self.plan.candidate().provider.dialect;
-        let timed_out = is_timeout(error.etype()) || *error.etype() == IDLE_TIMEOUT;
-        let refused = match (&self.answer, &self.failure) {
-            (Answer::Refusal { status, .. }, _) | (Answer::Awaited, Some(Failure::Answered(status))) => {
-                dialect.refusal(*status, b"")
-            }
+        let dialect = self.attempts.candidate().provider.dialect;
+        let timed_out = is_timeout(error.etype());
+        let refused = match (&self.answer, self.attempts.failure()) {
+            (Answer::Refusal { status, .. }, _) => dialect.refusal(*status, b""),
+            (Answer::Awaited, Some(Failure::Answered(status))) => dialect.refusal(status, b""),
             (_, Some(Failure::NoFirstByte)) => dialect.refusal(504, b""),
             (_, _) if timed_out => dialect.refusal(504, b""),
             (_, _) => dialect.refusal(502, b""),
         };
-        refused.internal(error)
+        self.told_to_wait(refused).internal(error)
+    }
+
+    /// The client is told to come back when the first of the providers said that it will have room, where one of them did.
+    fn told_to_wait(&self, refused: Refused) -> Refused {
+        match self.attempts.come_back() {
+            Some(wait) if refused.kind == Kind::NoCapacity => refused.retry_after(wait),
+            Some(_) | None => refused,
+        }
     }
 }
 

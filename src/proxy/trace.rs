@@ -7,11 +7,10 @@ use crate::authenticate::Caller;
 use crate::clock::{Clock, UnixMicros};
 use crate::ids::{AccountId, KeyId, ModelName, ProviderName, RequestId};
 use crate::meter::Ending;
-use crate::metrics::{Billed, Metrics, RequestEnd};
+use crate::metrics::{Attempt, Billed, Metrics, RequestEnd};
 use crate::openai::{Ask, Endpoint};
 use crate::refusal::{Kind, Refused};
-use crate::relay::Failure;
-use crate::route::Model;
+use crate::route::{Model, Why};
 use crate::settle::{STATUS_CLIENT_GONE, Settlement};
 use http::header::CONTENT_LENGTH;
 use pingora::Result;
@@ -32,11 +31,11 @@ pub(super) struct Trace {
     account: Option<AccountId>,
     key: Option<KeyId>,
     limits: Option<RateStanding>,
+    output_limit: Option<u64>,
     model: Option<ModelName>,
     stream: bool,
-    provider: Option<ProviderName>,
-    attempts: u32,
-    failures: Vec<Failure>,
+    attempts: Vec<Attempt>,
+    retry_denied: Option<&'static str>,
     provider_status: Option<u16>,
     status: u16,
     kind: Option<Kind>,
@@ -65,11 +64,11 @@ impl Trace {
             account: None,
             key: None,
             limits: None,
+            output_limit: None,
             model: None,
             stream: false,
-            provider: None,
-            attempts: 0,
-            failures: Vec::new(),
+            attempts: Vec::new(),
+            retry_denied: None,
             provider_status: None,
             status: 0,
             kind: None,
@@ -127,6 +126,11 @@ impl Trace {
         self.limits = Some(limits);
     }
 
+    /// The output of one choice to which the request was lowered, in tokens.
+    pub(super) fn output_limit(&mut self, tokens: u64) {
+        self.output_limit = Some(tokens);
+    }
+
     pub(super) fn body_read(&mut self) {
         self.body = BodyState::Read;
     }
@@ -140,13 +144,27 @@ impl Trace {
         self.stream = ask.stream;
     }
 
-    pub(super) fn attempt(&mut self, provider: &ProviderName) {
-        self.attempts += 1;
-        self.provider = Some(provider.clone());
+    pub(super) fn attempt(&mut self, provider: &ProviderName, model: &ModelName, why: Why) {
+        self.attempts.push(Attempt {
+            model: model.clone(),
+            provider: provider.clone(),
+            why: why.as_str(),
+            outcome: ABANDONED,
+            opened_circuit: false,
+        });
     }
 
-    pub(super) fn attempt_failed(&mut self, failure: Failure) {
-        self.failures.push(failure);
+    /// What came of the attempt under way, and whether its provider is left alone from now on.
+    pub(super) fn attempt_ended(&mut self, outcome: &'static str, opened_circuit: bool) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.outcome = outcome;
+            attempt.opened_circuit = opened_circuit;
+        }
+    }
+
+    /// The limit by which no other provider was tried.
+    pub(super) fn retry_denied(&mut self, limit: &'static str) {
+        self.retry_denied = Some(limit);
     }
 
     pub(super) fn provider_answered(&mut self, status: u16) {
@@ -170,6 +188,7 @@ impl Trace {
             Ending::ErrorEvent(_) | Ending::Truncated | Ending::TooLong => {
                 self.kind = Some(Kind::UpstreamError)
             }
+            Ending::CreditExhausted(_) => self.kind = Some(Kind::CreditBalanceExhausted),
         }
     }
 
@@ -198,6 +217,12 @@ impl Trace {
     pub(super) fn decorate(&mut self, head: &mut ResponseHeader) -> Result<()> {
         self.status = head.status.as_u16();
         head.insert_header("x-request-id", self.request_id.to_string())?;
+        if let Some(attempt) = self.attempts.last().filter(|_| self.is_stood_in()) {
+            head.insert_header("x-weir-model", attempt.model.as_str())?;
+        }
+        if let Some(tokens) = self.output_limit {
+            head.insert_header("x-weir-max-output-tokens", tokens.to_string())?;
+        }
         if let Some(RateStanding { requests, tokens }) = self.limits {
             head.insert_header("x-ratelimit-limit-requests", requests.limit.to_string())?;
             head.insert_header("x-ratelimit-remaining-requests", requests.remaining.to_string())?;
@@ -212,10 +237,13 @@ impl Trace {
     /// One line in the log, one request in the metrics.
     pub(super) fn record(&self, metrics: &Metrics, clock: &Clock) {
         let latency = clock.now().saturating_duration_since(self.arrived_at);
+        let last = self.attempts.last();
         metrics.request_ended(&RequestEnd {
             endpoint: self.endpoint,
-            model: self.model.as_ref(),
-            provider: self.provider.as_ref(),
+            model: last.map(|attempt| &attempt.model).or(self.model.as_ref()),
+            provider: last.map(|attempt| &attempt.provider),
+            attempts: &self.attempts,
+            retry_denied: self.retry_denied,
             status: self.status,
             kind: self.kind,
             stream: self.stream,
@@ -230,14 +258,23 @@ impl Trace {
                 fallback: s.settled.fallback,
             }),
         });
-        for failure in &self.failures {
-            metrics.attempt_failed(failure.as_str());
-        }
         self.log(latency);
+    }
+
+    /// Whether another model answers than the one that was asked for.
+    fn is_stood_in(&self) -> bool {
+        self.attempts.last().is_some_and(|attempt| self.model.as_ref() != Some(&attempt.model))
+    }
+
+    /// Every attempt in one line: provider, why it was chosen, what came of it.
+    fn route(&self) -> String {
+        let told = |attempt: &Attempt| format!("{}:{}:{}", attempt.provider, attempt.why, attempt.outcome);
+        self.attempts.iter().map(told).collect::<Vec<_>>().join(" ")
     }
 
     fn log(&self, latency: Duration) {
         let settlement = self.settlement.as_ref();
+        let last = self.attempts.last();
         tracing::info!(
             target: "weir::request",
             request_id = %self.request_id,
@@ -246,14 +283,18 @@ impl Trace {
             key_id = self.key.map(tracing::field::display),
             endpoint = self.endpoint.map(Endpoint::path),
             model = self.model.as_ref().map(ModelName::as_str),
-            provider = self.provider.as_ref().map(ProviderName::as_str),
-            attempts = self.attempts,
-            failures = (!self.failures.is_empty()).then(|| tracing::field::debug(&self.failures)),
+            served_model = last.map(|attempt| attempt.model.as_str()).filter(|_| self.is_stood_in()),
+            provider = last.map(|attempt| attempt.provider.as_str()),
+            why = last.map(|attempt| attempt.why),
+            attempts = self.attempts.len(),
+            route = (self.attempts.len() > 1).then(|| self.route()),
+            retry_denied = self.retry_denied,
             provider_status = self.provider_status,
             status = self.status,
             kind = self.kind.map(Kind::as_str),
             detail = self.internal.as_deref(),
             stream = self.stream,
+            output_limit = self.output_limit,
             outcome = settlement.map(|s| s.outcome.as_str()),
             usage_source = settlement.map(|s| s.source.as_str()),
             input_tokens = settlement.map(|s| s.usage.input_total()),
@@ -265,6 +306,9 @@ impl Trace {
         );
     }
 }
+
+/// The outcome of an attempt of which no answer began before its client left or the gateway stopped.
+const ABANDONED: &str = "abandoned";
 
 /// A duration as the OpenAI API writes it in headers: `12ms`, `1s`, `6m0s`, `1h0m0s`. Rounded up to a millisecond below a
 /// second, else to a second.

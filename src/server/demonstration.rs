@@ -1,20 +1,20 @@
 //! What `--demo` adds: a provider in the process with its model, and a funded account with a key that is new at each start.
 
-use super::ServeError;
+use super::{ServeError, settings};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Routing};
 use crate::demo;
 use crate::ids::{AccountId, KeyId, ModelName, ProviderName};
 use crate::money::Micros;
 use crate::price::{self, Book};
 use crate::provider::{DIALECTS, Dialect};
 use crate::relay::{Origin, Patience, Silence};
-use crate::route::{Candidate, Model, Provider};
+use crate::route::{Candidate, Cost, Health, Model, Order, Provider, Retry, RetryBudget};
 use crate::secret::ApiKey;
-use crate::store::{LotKind, NewCredit, NewKey, Store, StoreError};
+use crate::store::{KeyPolicy, LotKind, NewCredit, NewKey, Store, StoreError};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 /// The account that is funded.
@@ -40,7 +40,10 @@ const CREDIT: Micros = Micros(10_000_000);
 /// Nothing of it waits on a network.
 const PATIENCE: Patience = Patience {
     connect: Duration::from_secs(5),
+    tls: Duration::from_secs(5),
+    total: Duration::from_secs(900),
     silence: Silence { first_byte_timeout: Duration::from_secs(60), idle_timeout: Duration::from_secs(60) },
+    on_client_gone: None,
 };
 
 /// Starts the provider, prices its model, funds the account, makes its key and revokes the one before. Runs on the runtime that is to
@@ -64,17 +67,32 @@ pub(super) async fn start(
 
 impl Demonstration {
     /// Its model.
-    pub(super) fn model(&self) -> Model {
-        let provider = Provider { name: ProviderName::from(PROVIDER), dialect: self.dialect, api_key: None };
+    pub(super) fn model(&self, routing: &Routing, now: Instant) -> Model {
+        let provider = Provider {
+            name: ProviderName::from(PROVIDER),
+            dialect: self.dialect,
+            api_key: None,
+            is_drained: false,
+        };
         Model {
             name: ModelName::from(demo::MODEL),
             context_tokens: demo::CONTEXT_TOKENS,
             max_output_tokens: Some(demo::MAX_OUTPUT_TOKENS),
+            hidden_reasoning: false,
             candidates: vec![Candidate {
                 provider: Arc::new(provider),
                 upstream_model: demo::MODEL.to_owned(),
+                priority: 0,
                 weight: 1,
+                cost: Cost::default(),
+                health: Arc::new(Health::new(settings::health(routing))),
             }],
+            order: Order::default(),
+            is_sticky: false,
+            retry: Retry::default(),
+            attempts_max: 1,
+            fallback: Vec::new(),
+            budget: RetryBudget::new(settings::retry_budget(routing), now),
         }
     }
 
@@ -147,12 +165,13 @@ async fn new_key(
     let new = NewKey {
         key_id: KeyId::new(),
         account_id,
-        hash: super::settings::pepper(config)?.hash(&key),
+        hash: settings::pepper(config)?.hash(&key),
         name: Some(KEY_NAME.to_owned()),
         prefix: key.prefix().to_owned(),
         last_four: key.last_four().to_owned(),
         models: None,
         expires_at: None,
+        policy: KeyPolicy::default(),
     };
     store.create_key(&new, clock.wall()).await?;
     Ok(key)

@@ -6,7 +6,7 @@ use crate::feed::Feed;
 use crate::ledger::Ledger;
 use crate::metrics::{Level, Metrics};
 use crate::money::Picos;
-use crate::relay::Budget;
+use crate::relay::{Budget, Drains};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -28,6 +28,7 @@ pub(super) struct Sources {
     /// In bytes.
     pub(super) budget_max: usize,
     pub(super) in_flight: Arc<AtomicU64>,
+    pub(super) drains: Drains,
 }
 
 impl Gauges {
@@ -58,6 +59,8 @@ impl Sources {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         let mut levels = vec![
             (Level::RequestsInFlight, count(&self.in_flight)),
+            (Level::Drains, self.drains.open() as f64),
+            (Level::DrainsTurnedAway, self.drains.turned_away() as f64),
             (Level::BufferedBodyBytes, self.budget.used_bytes() as f64),
             (Level::BufferedBodyLimitBytes, self.budget_max as f64),
             (Level::KeyCacheHits, count(&keys.hits)),

@@ -3,26 +3,26 @@
 use super::ServeError;
 use super::demonstration::Demonstration;
 use super::listen;
-use crate::admit::{self, Tier};
+use crate::admit::{self, GuardSettings, Tier};
 use crate::clock::Clock;
-use crate::config::{self, Config, LogLevel};
+use crate::config::{self, Config, LogLevel, Routing};
 use crate::control::log;
 use crate::feed;
 use crate::ids::ProviderName;
 use crate::ledger::{self, Durability};
 use crate::price;
 use crate::proxy;
-use crate::relay::{BodySettings, Linger, Patience, Resolver, Silence, Upstreams};
-use crate::route::{Candidate, Catalogue, Model, Provider};
+use crate::relay::{BodySettings, DrainSettings, Drains, Linger, Patience, Resolver, Silence, Upstreams};
+use crate::route::{
+    Candidate, Catalogue, Health, HealthSettings, Model, Provider, RetryBudget, RetryBudgetSettings,
+};
 use crate::secret::Pepper;
 use crate::store::Store;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::level_filters::LevelFilter;
 
-/// How often one address may fail to authenticate in a second. A person with a wrong key in a loop stays below it.
-pub(super) const FAILED_KEYS_PER_SECOND: u32 = 50;
 /// How long a client may take to get its body going.
 const BODY_GRACE: Duration = Duration::from_secs(10);
 /// The output that a hold covers when neither the request nor the model says how long an answer can be, in tokens: the usual limit.
@@ -62,6 +62,9 @@ pub(super) fn ledger(config: &Config) -> ledger::Settings {
     };
     let mut settings = ledger::Settings::new(config.journal.dir.clone(), durability);
     settings.max_stale = config.server.max_stale;
+    // No answer lasts longer than the longest attempt that a provider is given.
+    let longest = config.providers.iter().map(|provider| provider.total_timeout).max().unwrap_or_default();
+    settings.max_stream_time = settings.max_stream_time.max(longest);
     settings
 }
 
@@ -70,23 +73,62 @@ pub(super) fn pepper(config: &Config) -> Result<Pepper, ServeError> {
 }
 
 /// The models of the configuration, and that of the demonstration, which stands where both have one of its name.
-pub(super) fn catalogue(config: &Config, demo: Option<&Demonstration>) -> Result<Catalogue, ServeError> {
+pub(super) fn catalogue(
+    config: &Config,
+    demo: Option<&Demonstration>,
+    now: Instant,
+) -> Result<Catalogue, ServeError> {
     let providers =
         config.providers.iter().map(|provider| Ok((provider.name.clone(), Arc::new(resolved(provider)?))));
     let providers: HashMap<ProviderName, Arc<Provider>> = providers.collect::<Result<_, ServeError>>()?;
+    // Routes of several models to one model of one provider see the same.
+    let mut seen: HashMap<(&ProviderName, &str), Arc<Health>> = HashMap::new();
     let models = config.models.iter().map(|model| {
         let candidates = model.routes.iter().filter_map(|route| {
             let provider = Arc::clone(providers.get(&route.provider)?);
-            Some(Candidate { provider, upstream_model: route.model.clone(), weight: route.weight })
+            let health = seen.entry((&route.provider, &route.model));
+            Some(Candidate {
+                provider,
+                upstream_model: route.model.clone(),
+                priority: route.priority,
+                weight: route.weight,
+                cost: route.cost.unwrap_or_default(),
+                health: Arc::clone(
+                    health.or_insert_with(|| Arc::new(Health::new(self::health(&config.routing)))),
+                ),
+            })
         });
         Model {
             name: model.name.clone(),
             context_tokens: model.context_tokens,
             max_output_tokens: model.max_output_tokens,
+            hidden_reasoning: model.hidden_reasoning,
             candidates: candidates.collect(),
+            order: model.order,
+            is_sticky: model.is_sticky,
+            retry: model.retry,
+            attempts_max: config.routing.attempts_max,
+            fallback: model.fallback.clone(),
+            budget: RetryBudget::new(retry_budget(&config.routing), now),
         }
     });
-    Ok(Catalogue::new(models.chain(demo.map(Demonstration::model))))
+    Ok(Catalogue::new(models.chain(demo.map(|demo| demo.model(&config.routing, now)))))
+}
+
+pub(super) fn health(routing: &Routing) -> HealthSettings {
+    HealthSettings {
+        failures_max: routing.circuit_failures,
+        error_percent: routing.circuit_error_percent,
+        error_window: routing.circuit_error_window,
+        error_requests_min: routing.circuit_error_requests,
+        backoff: routing.circuit_open,
+        backoff_max: routing.circuit_open_max,
+        cool_down_max: routing.cool_down_max,
+    }
+}
+
+pub(super) fn retry_budget(routing: &Routing) -> RetryBudgetSettings {
+    RetryBudgetSettings { percent: routing.retry_percent, min_per_second: routing.retry_min_per_second }
 }
 
 fn resolved(provider: &config::Provider) -> Result<Provider, ServeError> {
@@ -94,23 +136,32 @@ fn resolved(provider: &config::Provider) -> Result<Provider, ServeError> {
     Ok(Provider {
         name: provider.name.clone(),
         dialect: provider.dialect,
+        is_drained: provider.is_drained,
         api_key: api_key
             .map_err(|error| ServeError::Secret(format!("provider {}: api_key: {error}", provider.name)))?,
     })
 }
 
-pub(super) fn upstreams(config: &Config, demo: Option<&Demonstration>, resolver: &Resolver) -> Upstreams {
+pub(super) fn upstreams(
+    config: &Config,
+    demo: Option<&Demonstration>,
+    resolver: &Resolver,
+    drains: Drains,
+) -> Upstreams {
     let configured = config.providers.iter().map(|provider| {
         let patience = Patience {
             connect: provider.connect_timeout,
+            tls: provider.tls_timeout,
+            total: provider.total_timeout,
             silence: Silence {
                 first_byte_timeout: provider.first_byte_timeout,
                 idle_timeout: provider.idle_timeout,
             },
+            on_client_gone: provider.on_client_gone,
         };
         (provider.name.clone(), provider.origin.clone(), patience)
     });
-    Upstreams::new(configured.chain(demo.map(Demonstration::place)), resolver)
+    Upstreams::new(configured.chain(demo.map(Demonstration::place)), resolver, drains)
 }
 
 pub(super) fn admit(config: &Config) -> admit::Settings {
@@ -123,7 +174,22 @@ pub(super) fn admit(config: &Config) -> admit::Settings {
     // The configuration always has the default tier; nobody is let through by one that it does not have.
     let nothing = Tier { requests_per_minute: 1, tokens_per_minute: 1, concurrent_requests: 1 };
     let default_tier = tiers.get(config::DEFAULT_TIER).copied().unwrap_or(nothing);
-    admit::Settings { tiers, default_tier, output_tokens_assumed: OUTPUT_TOKENS_ASSUMED }
+    admit::Settings {
+        tiers,
+        default_tier,
+        output_tokens_assumed: OUTPUT_TOKENS_ASSUMED,
+        service_tiers: config.auth.service_tiers.clone(),
+        requests_max: config.server.max_requests,
+    }
+}
+
+pub(super) fn guard(config: &Config) -> GuardSettings {
+    GuardSettings {
+        requests: config.server.max_requests_per_s,
+        requests_per_address: config.server.max_requests_per_s_per_address,
+        failures: config.auth.max_failures_per_s,
+        failures_per_address: config.auth.max_failures_per_s_per_address,
+    }
 }
 
 pub(super) fn proxy(config: &Config) -> proxy::Settings {
@@ -140,17 +206,25 @@ pub(super) fn proxy(config: &Config) -> proxy::Settings {
         write_timeout: server.write_timeout,
         answer_max_bytes: server.max_answer_bytes,
         event_max_bytes: server.max_event_bytes,
+        comment_every: server.stream_comment_every,
+    }
+}
+
+pub(super) fn drains(config: &Config) -> DrainSettings {
+    DrainSettings {
+        max_time: config.server.client_gone_timeout,
+        max_bytes: config.server.client_gone_max_bytes,
+        max_requests: config.server.client_gone_max_requests,
     }
 }
 
 pub(super) fn listening(config: &Config) -> listen::Settings {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let candidates_max = config.models.iter().map(|model| model.routes.len()).max().unwrap_or(0).max(1);
     listen::Settings {
         threads: if config.server.threads == 0 { cores } else { config.server.threads },
         pool_size: POOL_SIZE,
-        // One more than the candidates: the fresh connection after an idle race.
-        attempts_max: candidates_max + 1,
+        // One more: the fresh connection after an idle race.
+        attempts_max: usize::try_from(config.routing.attempts_max).unwrap_or(usize::MAX - 1) + 1,
         keepalive: config.server.keepalive_timeout,
     }
 }

@@ -5,12 +5,15 @@
 
 use crate::admit::{Admission, Permit};
 use crate::clock::Clock;
-use crate::ids::ProviderName;
-use crate::ledger::{End, Hold, Settled, Synced};
+use crate::ids::{ModelName, ProviderName};
+use crate::ledger::{End, Extending, Hold, Settled, Synced};
 use crate::meter::{Ending, Fed, StreamMeter, Whole};
 use crate::openai::{Endpoint, prompt_tokens};
+use crate::price::ModelPrice;
 use crate::relay::Body;
 use crate::usage::{Outcome, Usage, UsageSource};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The open bill of one request: its credit, what was asked and what has passed.
@@ -25,6 +28,7 @@ pub struct Bill {
     arrived: Instant,
     first_output: Option<Instant>,
     marks: Marks,
+    cover: Cover,
     is_sent: bool,
     /// What the end of the answer has to wait for, where the operator wants it on the disk first.
     synced: Option<Synced>,
@@ -35,6 +39,16 @@ pub struct Bill {
 struct Marks {
     marked_at: Instant,
     pieces: u32,
+}
+
+/// How far the answer is covered by credit.
+#[derive(Default)]
+struct Cover {
+    /// Before so many bytes of text nothing is to be looked at: they are no fewer than its tokens.
+    look_at_bytes: u64,
+    /// More credit is being asked for. What passes until the answer waits for it is one batch of the engine.
+    is_asked: Arc<AtomicBool>,
+    asking: Option<Extending>,
 }
 
 /// The input, as far as it is needed to count it.
@@ -91,6 +105,7 @@ impl Bill {
             arrived,
             first_output: None,
             marks: Marks { marked_at: arrived, pieces: 0 },
+            cover: Cover::default(),
             is_sent: false,
             synced: None,
         }
@@ -106,6 +121,13 @@ impl Bill {
         match &self.prompt {
             Prompt::Kept { body, .. } => Some(body),
             Prompt::Counted(_) => None,
+        }
+    }
+
+    /// From now on another model answers: it is billed at its own price. What is held covers the dearest of those that may.
+    pub fn serve_as(&mut self, model: &ModelName, price: &Arc<ModelPrice>) {
+        if let Some(hold) = &mut self.hold {
+            hold.serve_as(model, price);
         }
     }
 
@@ -128,6 +150,10 @@ impl Bill {
     /// The answer's head came and it is a stream. A large body is counted, off this thread, and freed.
     pub async fn begin_stream(&mut self, meter: StreamMeter) {
         self.stream = Some(meter);
+        if let Some(hold) = &mut self.hold {
+            hold.answered();
+            self.cover.look_at_bytes = hold.extend_at();
+        }
         let Prompt::Kept { endpoint, body } = &self.prompt else { return };
         if body.len() <= PROMPT_KEPT_MAX_BYTES {
             return;
@@ -157,7 +183,42 @@ impl Bill {
         if is_due && self.first_output.is_some() && matches!(fed, Fed::Open) {
             self.mark(now);
         }
+        if matches!(fed, Fed::Open) {
+            self.reach();
+        }
         fed
+    }
+
+    /// Holds more where the answer comes near the end of what is held. Tokens are counted only when there are bytes enough.
+    fn reach(&mut self) {
+        let (Some(meter), Some(hold)) = (&mut self.stream, &mut self.hold) else { return };
+        let reported = meter.usage().map_or(0, |usage| usage.output_total());
+        if meter.said_bytes() < self.cover.look_at_bytes && reported < hold.extend_at() {
+            return;
+        }
+        let output = meter.output_tokens().max(reported);
+        let is_covered = hold.extend(output);
+        self.cover.look_at_bytes = meter.said_bytes() + hold.extend_at().saturating_sub(output).max(1);
+        if is_covered || meter.is_finished() || self.cover.is_asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (extending, is_asked) = (hold.extending(output), Arc::clone(&self.cover.is_asked));
+        self.cover.look_at_bytes = 0;
+        self.cover.asking = Some(Box::pin(async move {
+            let is_covered = extending.await;
+            is_asked.store(false, Ordering::Release);
+            is_covered
+        }));
+    }
+
+    /// What the answer has to wait for before more of it passes; it ends with whether more may. Asked after each piece.
+    pub fn take_asking(&mut self) -> Option<Extending> {
+        self.cover.asking.take()
+    }
+
+    /// The ending of a stream that no credit covers any further.
+    pub fn exhausted(&mut self) -> Ending {
+        Ending::CreditExhausted(self.passed())
     }
 
     /// Tells the journal how far the stream is.
@@ -187,41 +248,36 @@ impl Bill {
         self.first_output.map(|at| millis(self.arrived, at))
     }
 
-    /// Settles a stream that ended this way. `None` when it was settled before.
-    pub fn settle_stream(&mut self, ending: &Ending) -> Option<Settlement> {
+    /// Settles a stream that ended this way. `left` is the status that a client had been sent when it left before the end. `None`
+    /// when it was settled before.
+    pub fn settle_stream(&mut self, ending: &Ending, left: Option<u16>) -> Option<Settlement> {
         let outcome = match ending {
             Ending::Done => Outcome::Completed,
             Ending::ErrorEvent(_) | Ending::Truncated | Ending::TooLong => Outcome::UpstreamCut,
+            Ending::CreditExhausted(_) => Outcome::CreditExhausted,
         };
-        let reported = self.stream.as_ref().and_then(|meter| meter.usage());
-        match (outcome, reported) {
-            (Outcome::Completed, Some(usage)) => self.settle(usage, UsageSource::Reported, outcome, 200),
-            _ => self.settle_passed(outcome, 200),
+        let reported =
+            self.stream.as_ref().and_then(StreamMeter::usage).filter(|_| outcome == Outcome::Completed);
+        let (outcome, status) = left.map_or((outcome, 200), |status| (Outcome::ClientGone, status));
+        match reported {
+            Some(usage) => self.settle(usage, UsageSource::Reported, outcome, status),
+            None => self.settle_passed(outcome, status),
         }
     }
 
-    /// Settles an answer that came whole.
-    pub fn settle_whole(&mut self, whole: &Whole) -> Option<Settlement> {
-        match whole.usage {
-            Some(usage) => self.settle_in_tier(
-                usage,
-                UsageSource::Reported,
-                Outcome::Completed,
-                200,
-                whole.service_tier.clone(),
-            ),
+    /// Settles an answer that came whole, for a client that is there or `left` with this status.
+    pub fn settle_whole(&mut self, whole: &Whole<'_>, left: Option<u16>) -> Option<Settlement> {
+        let (outcome, status) =
+            left.map_or((Outcome::Completed, 200), |status| (Outcome::ClientGone, status));
+        let (usage, source) = match whole.usage {
+            Some(usage) => (usage, UsageSource::Reported),
             None => {
-                let usage =
+                let counted =
                     Usage { input: self.input_tokens(), output: whole.output_tokens(), ..Usage::default() };
-                self.settle_in_tier(
-                    usage,
-                    UsageSource::Counted,
-                    Outcome::Completed,
-                    200,
-                    whole.service_tier.clone(),
-                )
+                (counted, UsageSource::Counted)
             }
-        }
+        };
+        self.settle_in_tier(usage, source, outcome, status, whole.service_tier.clone())
     }
 
     /// Settles an ending in which the client pays for the input and for what passed.

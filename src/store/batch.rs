@@ -6,7 +6,7 @@
 use super::entries::{self, Book, Entry};
 use super::open::transact;
 use super::sessions::{SessionState, seq as column, unsigned};
-use super::{Store, StoreError};
+use super::{Store, StoreError, key_spend};
 use crate::clock::UnixMicros;
 use crate::ids::{AccountId, KeyId, ModelName, ProviderName, RequestId, SessionId};
 use crate::money::{Micros, Picos};
@@ -83,6 +83,7 @@ impl Store {
                 insert(tx, batch.session, rows).await?;
             }
             charge_leases(tx, batch.session, &rows).await?;
+            key_spend::note(tx, batch.session, &rows).await?;
             note_totals(tx, batch, &rows).await?;
             Ok(Ok(()))
         });
@@ -128,6 +129,7 @@ impl Store {
                     .await?;
             }
             charge_leases(tx, batch.session, &rows).await?;
+            key_spend::note(tx, batch.session, &rows).await?;
             note_totals(tx, batch, &rows).await?;
             Ok(Ok(()))
         })?;

@@ -33,6 +33,17 @@ pub struct LeaseTotals {
     pub returned: Micros,
 }
 
+/// What was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// The lease with it.
+    pub totals: LeaseTotals,
+    /// What is left in the account.
+    pub available: Micros,
+    /// What other sessions' leases hold, consumed or not.
+    pub elsewhere: Micros,
+}
+
 /// Why nothing was granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrantRefused {
@@ -60,7 +71,7 @@ impl Store {
         &self,
         grant: &Grant,
         at: UnixMicros,
-    ) -> Result<Result<LeaseTotals, GrantRefused>, StoreError> {
+    ) -> Result<Result<Granted, GrantRefused>, StoreError> {
         transact!(self.writing(), |tx| {
             let row = sqlx::query(
                 "SELECT a.available_micro, a.status, a.is_frozen, \
@@ -87,11 +98,12 @@ impl Store {
             }
             let share = available / (SHARE * row.get::<i64, _>("live").max(1));
             let amount = grant.need.0.max(grant.want.0.min(share));
+            let elsewhere = Micros(row.get("elsewhere"));
             if amount > available || amount == 0 {
-                let elsewhere = Micros(row.get("elsewhere"));
                 return Ok(Err(GrantRefused::Short { available: Micros(available), elsewhere }));
             }
-            move_to_lease(tx, grant, amount, at).await.map(Ok)
+            let totals = move_to_lease(tx, grant, amount, at).await?;
+            Ok(Ok(Granted { totals, available: Micros(available - amount), elsewhere }))
         })
     }
 

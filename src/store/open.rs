@@ -35,8 +35,10 @@ const BATCH_WAIT: Duration = Duration::from_secs(2);
 const HEARTBEAT_MAX_US: i64 = 60_000_000;
 
 /// The migrations, in order.
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "books", include_str!("../../migrations/sqlite/0001_books.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "books", include_str!("../../migrations/sqlite/0001_books.sql")),
+    (3, "key_policy", include_str!("../../migrations/sqlite/0003_key_policy.sql")),
+];
 
 impl Store {
     /// Opens the database at `sqlite:PATH`, creates what is missing and applies what migrations are missing.

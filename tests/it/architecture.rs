@@ -12,6 +12,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("usage", 0),
     ("refusal", 0),
     ("clock", 0),
+    ("spend", 0),
     ("sse", 10),
     ("tokens", 10),
     ("document", 10),

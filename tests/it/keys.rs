@@ -158,7 +158,7 @@ fn without_credit_the_answer_is_402_until_some_is_added() {
 }
 
 #[test]
-fn credit_that_does_not_cover_the_longest_answer_is_402_and_spends_nothing() {
+fn credit_that_does_not_cover_the_input_and_64_tokens_is_402_and_spends_nothing() {
     let upstream = Upstream::start();
     let gateway =
         Gateway::builder().provider("main", &upstream).standard_models("main").credit("0.01").start();

@@ -202,6 +202,7 @@ fn advice(status: u16, code: &str) -> (&'static str, Option<&'static str>) {
     match status {
         402 if code == "credit_in_flight" => ("insufficient_quota", Some("true")),
         402 => ("insufficient_quota", Some("false")),
+        409 if code == "request_in_progress" => ("invalid_request_error", Some("true")),
         429 => ("rate_limit_error", None),
         500.. => ("server_error", None),
         _ => ("invalid_request_error", Some("false")),
