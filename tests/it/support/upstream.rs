@@ -111,7 +111,9 @@ impl Answer {
     /// These bytes, outside of any framing.
     pub(crate) fn write(mut self, bytes: impl Into<Vec<u8>>) -> Answer {
         let bytes = bytes.into();
-        let told = bytes.strip_prefix(b"HTTP/1.1 ").and_then(|rest| std::str::from_utf8(rest.get(..3)?).ok()?.parse().ok());
+        let told = bytes
+            .strip_prefix(b"HTTP/1.1 ")
+            .and_then(|rest| std::str::from_utf8(rest.get(..3)?).ok()?.parse().ok());
         self.status = self.status.or(told.filter(|status| *status >= 200));
         self.steps.push(Step::Write(bytes));
         self
