@@ -70,6 +70,8 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// How long the gateway goes on admitting while it cannot see changes in the database.
     pub max_stale: Duration,
+    /// How long an answer may take; then it ends, billed for what passed.
+    pub max_stream_time: Duration,
 }
 
 /// The side of the operators.
@@ -100,6 +102,8 @@ pub struct Journal {
     pub dir: PathBuf,
     /// When a record counts as kept.
     pub durability: Durability,
+    /// What one process's part of it may take on the disk, in bytes.
+    pub max_bytes: u64,
 }
 
 /// When a record of the journal counts as kept.
@@ -251,6 +255,7 @@ impl Default for Server {
             max_event_bytes: 8 << 20,
             drain_timeout: Duration::from_secs(60),
             max_stale: Duration::from_secs(900),
+            max_stream_time: Duration::from_secs(3_600),
         }
     }
 }
@@ -275,7 +280,7 @@ impl Default for Auth {
 
 impl Default for Journal {
     fn default() -> Self {
-        Journal { dir: "weir-data/journal".into(), durability: Durability::Group }
+        Journal { dir: "weir-data/journal".into(), durability: Durability::Group, max_bytes: 1 << 30 }
     }
 }
 

@@ -27,16 +27,42 @@ pub(super) async fn grant_and_hold(
     let (of, in_lease) = (Arc::clone(inner), Arc::clone(lease));
     let granting = inner.books.spawn(async move {
         let mut moving = in_lease.moving.lock().await;
-        if in_lease.cell.hold(amount) {
-            return Ok(());
+        if let Some(held) = Held::take(&in_lease, amount) {
+            return Ok(held);
         }
-        let granted = granted(&of, &in_lease, &mut moving, account, amount).await;
-        granted.and_then(|()| if in_lease.cell.hold(amount) { Ok(()) } else { Err(Shortage::InFlight) })
+        granted(&of, &in_lease, &mut moving, account, amount).await?;
+        Held::take(&in_lease, amount).ok_or(Shortage::InFlight)
     });
     match tokio::time::timeout(inner.settings.grant_timeout, granting).await {
-        Ok(Ok(result)) => result,
+        Ok(Ok(result)) => result.map(Held::keep),
         // The grant goes on; its credit is in the lease for the next request.
         Ok(Err(_)) | Err(_) => Err(Shortage::Unavailable),
+    }
+}
+
+/// What was held for a request that may not be waiting for it any more: then it is free again.
+struct Held {
+    lease: Arc<Lease>,
+    amount: Picos,
+    is_kept: bool,
+}
+
+impl Held {
+    fn take(lease: &Arc<Lease>, amount: Picos) -> Option<Held> {
+        lease.cell.hold(amount).then(|| Held { lease: Arc::clone(lease), amount, is_kept: false })
+    }
+
+    /// The request has it.
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.lease.cell.release(self.amount);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use super::{LedgerError, rows};
 use crate::clock::Clock;
 use crate::ids::{RequestId, SessionId};
 use crate::store::{RequestRow, SessionState, Store, StoreError};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
@@ -74,6 +75,12 @@ pub async fn replay(
 ) -> Result<Recovered, LedgerError> {
     let Some((state, applied_seq)) = database.session(session).await? else {
         // The process died before the database knew of its session: nothing was granted to it, so nothing was sent.
+        if let Some((seq, _)) = scanned.records.last() {
+            return Err(LedgerError::Store(StoreError::Refused(format!(
+                "the database does not know the session {session}, whose journal has {seq} records: is it another database, or an \
+                 older copy?"
+            ))));
+        }
         return Ok(Recovered { torn_bytes: scanned.torn_bytes, ..Recovered::default() });
     };
     if state == SessionState::Closed {
@@ -127,8 +134,12 @@ impl Found {
         match record {
             Record::Sent(sent) => {
                 let first = *self.by_request.entry(sent.request_id).or_insert(seq);
-                // Sent once more, or carried forward: what was known of its progress comes again behind it.
-                self.open.insert(first, (sent, None));
+                // Sent once more, or carried forward: what is known of its progress stays, since a kill may have come before it was written
+                // again behind this.
+                match self.open.entry(first) {
+                    Entry::Vacant(open) => _ = open.insert((sent, None)),
+                    Entry::Occupied(mut open) => open.get_mut().0 = sent,
+                }
             }
             Record::Failed(request_id) => self.close(&request_id),
             Record::Progress(progress) => {

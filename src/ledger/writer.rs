@@ -74,6 +74,11 @@ impl Queue {
         self.rows().front().map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(*at))
     }
 
+    /// Something is to be collected from accounts.
+    pub(super) fn owes(&self) {
+        self.is_over_due.store(true, Ordering::Release);
+    }
+
     fn len(&self) -> usize {
         self.rows().len()
     }
@@ -164,9 +169,12 @@ async fn write_some(inner: &Inner) -> Result<(), WriteError> {
 /// Collects what leases did not cover, if there is something to collect. What fails is tried again with the next batch, or the next
 /// beat of the heart.
 pub(super) async fn collect_over(inner: &Inner) -> Result<(), WriteError> {
-    if inner.queue.is_over_due.load(Ordering::Acquire) {
-        inner.store.collect_over(inner.session, inner.clock.wall()).await.map_err(WriteError::Store)?;
-        inner.queue.is_over_due.store(false, Ordering::Release);
+    // Taken before, so that what falls due while it is being done is not forgotten.
+    if inner.queue.is_over_due.swap(false, Ordering::AcqRel)
+        && let Err(error) = inner.store.collect_over(inner.session, inner.clock.wall()).await
+    {
+        inner.queue.owes();
+        return Err(WriteError::Store(error));
     }
     Ok(())
 }

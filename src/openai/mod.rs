@@ -8,13 +8,14 @@ mod answer;
 mod ask;
 mod edit;
 mod fault;
+mod json;
 mod keys;
 mod prompt;
 mod scan;
 mod text;
 mod usage;
 
-pub use answer::{Answer, NotAnAnswer, Said};
+pub use answer::{Answer, Choice, NotAnAnswer, Said};
 pub use ask::Ask;
 pub use edit::{Edit, splice};
 pub use fault::{UpstreamFault, error_body, error_object};

@@ -9,7 +9,6 @@
 //! interface, so Pingora's version is pinned and `tests/it/matrix.rs` holds what is built on it.
 
 use std::mem;
-use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,8 +22,9 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
+use super::alarm::Alarm;
 use super::body::Body;
 use super::control::{Control, Settings as Silence};
 use super::curfew::{Curfew, Wait};
@@ -47,7 +47,9 @@ pub const EMPTY_ANSWER: ErrorType = ErrorType::Custom("EmptyAnswer");
 pub fn wrap(session: &mut Session, body: Body, settings: Silence, curfew: &Curfew) -> Control {
     let body_empty = body.is_empty();
     let control = Control::new(body, settings);
-    let deadline = Instant::now() + settings.first_byte_timeout;
+    let now = Instant::now();
+    let ends_at = now + settings.answer_max;
+    let deadline = ends_at.min(now + settings.first_byte_timeout);
     let inner = mem::replace(&mut *session.downstream_session, nobody());
     let adapter = Adapter {
         inner,
@@ -55,7 +57,8 @@ pub fn wrap(session: &mut Session, body: Body, settings: Silence, curfew: &Curfe
         body_empty,
         answer: Answer::Awaited,
         deadline,
-        timer: Box::pin(tokio::time::sleep_until(deadline)),
+        ends_at,
+        alarm: Alarm::at(deadline),
         curfew: curfew.wait(),
         overread: false,
     };
@@ -91,8 +94,10 @@ struct Adapter {
     answer: Answer,
     /// When the provider's silence becomes an error.
     deadline: Instant,
-    /// Wakes at or before the deadline; it is set anew only when it fires, not at every piece of an answer.
-    timer: Pin<Box<Sleep>>,
+    /// When the answer has taken too long, however much comes.
+    ends_at: Instant,
+    /// Rings at or before the deadline; it is set anew when it rings, not at every piece of an answer.
+    alarm: Alarm,
     curfew: Wait,
     /// The client sent more after its request: the connection can neither be watched nor used again.
     overread: bool,
@@ -164,7 +169,7 @@ impl Adapter {
         }
         self.answer = Answer::Ended;
         self.deadline = Instant::now() + CLOSE_WAIT;
-        self.timer.as_mut().reset(self.deadline);
+        self.alarm.by(self.deadline);
         ready
     }
 
@@ -212,6 +217,9 @@ impl Adapter {
             Answer::Ended => {
                 Error::explain(NOT_CLOSED, "the provider keeps an answer open that it has ended")
             }
+            Answer::Held(_) | Answer::Passed if self.ends_at <= Instant::now() => {
+                Error::explain(IDLE_TIMEOUT, "the answer took longer than any may")
+            }
             Answer::Held(_) | Answer::Passed => {
                 Error::explain(IDLE_TIMEOUT, "the provider stopped in the middle of its answer")
             }
@@ -231,11 +239,12 @@ impl Adapter {
                     Err(e) if *e.etype() == ErrorType::ConnectError => self.stop_watching(),
                     Err(e) => return self.gone(e),
                 },
-                () = self.timer.as_mut() => {
+                () = self.alarm.rings.as_mut() => {
+                    // It rings once.
+                    self.alarm = Alarm::at(self.deadline);
                     if self.deadline <= Instant::now() {
                         return self.silence();
                     }
-                    self.timer.as_mut().reset(self.deadline);
                 }
                 () = &mut self.curfew => return Error::explain(CURFEW, "the gateway stops"),
             }
@@ -284,8 +293,9 @@ impl CustomSession for Adapter {
 
     /// The engine calls it at the start of every attempt, once the request head is on its way.
     fn enable_retry_buffering(&mut self) {
-        self.deadline = Instant::now() + self.control.state().settings.first_byte_timeout;
-        self.timer.as_mut().reset(self.deadline);
+        let patience = self.control.state().settings.first_byte_timeout;
+        self.deadline = self.ends_at.min(Instant::now() + patience);
+        self.alarm.by(self.deadline);
         self.control.state().replacement = None;
         if !matches!(self.answer, Answer::Passed | Answer::Ended) {
             self.answer = Answer::Awaited;
@@ -329,10 +339,9 @@ impl CustomSession for Adapter {
         }
         // A head that informs only is no answer: the provider can hold a request open with those for ever.
         if !matches!(self.answer, Answer::Awaited) {
-            self.deadline = Instant::now() + self.control.state().settings.idle_timeout;
-            if self.deadline < self.timer.deadline() {
-                self.timer.as_mut().reset(self.deadline);
-            }
+            let patience = self.control.state().settings.idle_timeout;
+            self.deadline = self.ends_at.min(Instant::now() + patience);
+            self.alarm.by(self.deadline);
         }
         Ok(done)
     }

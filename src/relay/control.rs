@@ -15,6 +15,8 @@ pub struct Settings {
     pub first_byte_timeout: Duration,
     /// From one piece of an answer to the next.
     pub idle_timeout: Duration,
+    /// From the request to the end of its answer, however much comes.
+    pub answer_max: Duration,
 }
 
 /// The proxy's hand on a wrapped session. Cheap to clone.

@@ -5,6 +5,7 @@
 //! Refuses to know: who pays, which provider is tried next, what an answer means.
 
 mod adapter;
+mod alarm;
 mod attempt;
 mod body;
 mod control;

@@ -40,7 +40,11 @@ const CREDIT: Micros = Micros(10_000_000);
 /// Nothing of it waits on a network.
 const PATIENCE: Patience = Patience {
     connect: Duration::from_secs(5),
-    silence: Silence { first_byte_timeout: Duration::from_secs(60), idle_timeout: Duration::from_secs(60) },
+    silence: Silence {
+        first_byte_timeout: Duration::from_secs(60),
+        idle_timeout: Duration::from_secs(60),
+        answer_max: Duration::from_secs(60),
+    },
 };
 
 /// Starts the provider, prices its model, funds the account, makes its key and revokes the one before. Runs on the runtime that is to

@@ -27,6 +27,8 @@ pub(super) const FAILED_KEYS_PER_SECOND: u32 = 50;
 const BODY_GRACE: Duration = Duration::from_secs(10);
 /// The output that a hold covers when neither the request nor the model says how long an answer can be, in tokens: the usual limit.
 const OUTPUT_TOKENS_ASSUMED: u64 = 16_384;
+/// A journal has room for so many segments at least, so that it can go on in one while others are written to the database.
+const SEGMENTS: u64 = 8;
 /// Connections to providers that are kept for reuse.
 const POOL_SIZE: usize = 1_024;
 
@@ -62,6 +64,10 @@ pub(super) fn ledger(config: &Config) -> ledger::Settings {
     };
     let mut settings = ledger::Settings::new(config.journal.dir.clone(), durability);
     settings.max_stale = config.server.max_stale;
+    settings.max_stream_time = config.server.max_stream_time;
+    settings.journal.max_bytes = config.journal.max_bytes;
+    settings.journal.segment_bytes =
+        (config.journal.max_bytes / SEGMENTS).min(settings.journal.segment_bytes);
     settings
 }
 
@@ -106,6 +112,7 @@ pub(super) fn upstreams(config: &Config, demo: Option<&Demonstration>, resolver:
             silence: Silence {
                 first_byte_timeout: provider.first_byte_timeout,
                 idle_timeout: provider.idle_timeout,
+                answer_max: config.server.max_stream_time,
             },
         };
         (provider.name.clone(), provider.origin.clone(), patience)

@@ -35,8 +35,10 @@ const BATCH_WAIT: Duration = Duration::from_secs(2);
 const HEARTBEAT_MAX_US: i64 = 60_000_000;
 
 /// The migrations, in order.
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "books", include_str!("../../migrations/sqlite/0001_books.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "books", include_str!("../../migrations/sqlite/0001_books.sql")),
+    (2, "frozen_until", include_str!("../../migrations/sqlite/0002_frozen_until.sql")),
+];
 
 impl Store {
     /// Opens the database at `sqlite:PATH`, creates what is missing and applies what migrations are missing.

@@ -12,10 +12,12 @@
 
 mod support;
 
+mod accounts;
 mod architecture;
 mod billing;
 mod bodies;
 mod cli;
+mod crash;
 mod e2e;
 mod errors;
 mod headers;
@@ -24,5 +26,7 @@ mod locks;
 mod matrix;
 mod memory;
 mod models;
+mod protocol;
 mod readme;
+mod simulation;
 mod streams;

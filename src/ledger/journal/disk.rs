@@ -14,7 +14,7 @@ pub trait Disk: Send + Sync + 'static {
     fn create(&self, name: &str, size_bytes: u64, head: &[u8]) -> io::Result<Arc<dyn Segment>>;
     /// A file's bytes.
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
-    /// Takes a file away.
+    /// Takes a file away. That is on the disk, too, when it returns.
     fn remove(&self, name: &str) -> io::Result<()>;
 }
 
@@ -69,7 +69,8 @@ impl Disk for Directory {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.0.join(name))
+        fs::remove_file(self.0.join(name))?;
+        File::open(&self.0)?.sync_all()
     }
 }
 

@@ -121,18 +121,17 @@ impl Journal {
     /// Keeps room for a request. `None` when there is none: the request must not be begun.
     pub fn reserve(&self) -> Option<Reservation> {
         let mut state = self.state();
-        let has_room =
-            !state.has_failed() && state.room_bytes().saturating_sub(state.reserved_bytes) >= REQUEST_BYTES;
-        if !has_room {
-            self.0.to_keep.notify_one();
-            return None;
+        let has_room = !state.has_failed()
+            && !state.is_behind()
+            && state.room_bytes().saturating_sub(state.reserved_bytes) >= REQUEST_BYTES;
+        if has_room {
+            state.reserved_bytes += REQUEST_BYTES;
         }
-        state.reserved_bytes += REQUEST_BYTES;
-        if state.is_low() && state.take_keeper() {
+        if (!has_room || state.is_low()) && state.want_keeper() {
             self.0.to_keep.notify_one();
         }
         drop(state);
-        Some(Reservation(self.clone()))
+        has_room.then(|| Reservation(self.clone()))
     }
 
     /// Notes that a request goes to a provider next. Returns its number once `write(2)` has returned.
@@ -140,7 +139,7 @@ impl Journal {
         let body = Record::Sent(sent.clone()).to_body();
         let mut state = self.state();
         let seq = self.append(&mut state, &body);
-        state.opened(sent.request_id, body);
+        state.opened(sent.request_id, seq, body);
         seq
     }
 
@@ -148,7 +147,7 @@ impl Journal {
     pub fn failed(&self, _room: &Reservation, request_id: [u8; 16]) -> u64 {
         let mut state = self.state();
         let seq = self.append(&mut state, &Record::Failed(request_id).to_body());
-        state.closed(request_id);
+        state.closed(request_id, seq);
         seq
     }
 
@@ -170,7 +169,7 @@ impl Journal {
         let body = Record::Settle(settle.clone()).to_body();
         let mut state = self.state();
         let seq = self.append(&mut state, &body);
-        state.closed(settle.request_id);
+        state.closed(settle.request_id, seq);
         then(seq);
         seq
     }
@@ -179,7 +178,7 @@ impl Journal {
     pub fn applied(&self, seq: u64) {
         let mut state = self.state();
         state.applied_seq = state.applied_seq.max(seq);
-        if state.has_old() && state.take_keeper() {
+        if state.has_old() && state.want_keeper() {
             self.0.to_keep.notify_one();
         }
     }
@@ -215,9 +214,13 @@ impl Journal {
 
     /// Appends, whatever becomes of the file: a record that cannot be written stays in memory until another file takes it.
     fn append(&self, state: &mut State, body: &[u8]) -> u64 {
+        let failures = state.failures();
         let seq = state.append(body);
         if state.take_syncer() {
             self.0.to_sync.notify_one();
+        }
+        if state.failures() != failures && state.want_keeper() {
+            self.0.to_keep.notify_one();
         }
         seq
     }

@@ -35,6 +35,11 @@ impl Threads {
                 tracing::error!("a thread of the journal ended in a panic");
             }
         }
+        if journal.state().has_failed()
+            && let Err(error) = journal.keep_once()
+        {
+            tracing::error!(%error, "the journal ends with records that no file took");
+        }
         journal.sync_once();
     }
 }
@@ -53,36 +58,47 @@ fn sync(journal: &Journal) {
         if state.is_stopping {
             return;
         }
-        if busy_at.elapsed() < IDLE_AFTER {
+        // What came since the look above has woken nobody.
+        if busy_at.elapsed() < IDLE_AFTER || state.has_to_sync() {
             drop(state);
             std::thread::sleep(GROUP);
             continue;
         }
         state.syncer_sleeps();
-        let state =
-            journal.0.to_sync.wait_timeout(state, KEEP_EVERY * 8).unwrap_or_else(PoisonError::into_inner).0;
-        drop(state);
+        let woken = journal.0.to_sync.wait_timeout(state, KEEP_EVERY * 8);
+        woken.unwrap_or_else(PoisonError::into_inner).0.take_syncer();
     }
 }
 
 fn keep(journal: &Journal) {
     let mut was_full = false;
     loop {
-        match journal.keep_once() {
-            Ok(()) => was_full = false,
-            Err(error) if !was_full => {
-                tracing::error!(%error, "the journal gets no further segment; what is under way has its room");
-                was_full = true;
-            }
-            Err(_) => {}
+        let kept = journal.keep_once();
+        let is_full = kept.is_err();
+        if let Err(error) = kept
+            && !was_full
+        {
+            tracing::error!(%error, "the journal cannot be tidied, or gets no further segment; what is under way has its room");
         }
+        was_full = is_full;
         let mut state = journal.state();
         if state.is_stopping {
             return;
         }
+        if is_full {
+            // Nobody who is refused makes a full disk be tried again at once.
+            let waited = journal.0.to_keep.wait_timeout_while(state, KEEP_EVERY, |state| !state.is_stopping);
+            drop(waited);
+            continue;
+        }
+        if state.is_keeper_wanted() {
+            // Asked for since the look above, when there was nobody to wake.
+            drop(state);
+            std::thread::sleep(GROUP);
+            continue;
+        }
         state.keeper_sleeps();
-        let waited =
-            journal.0.to_keep.wait_timeout(state, KEEP_EVERY).unwrap_or_else(PoisonError::into_inner);
+        let waited = journal.0.to_keep.wait_timeout(state, KEEP_EVERY);
         drop(waited);
     }
 }

@@ -160,6 +160,7 @@ impl ProxyHttp for Proxy {
         let settings = relay::Silence {
             first_byte_timeout: told_ms(session, "x-first-byte-ms", 60_000),
             idle_timeout: told_ms(session, "x-idle-ms", 60_000),
+            answer_max: told_ms(session, "x-answer-ms", 60_000),
         };
         let control = relay::wrap(session, body, settings, &Curfew::default());
         if !ctx.hold.is_empty() {
