@@ -12,7 +12,7 @@ TESTS := timeout --foreground 15m
 E2E := $(CURDIR)/target/e2e
 export WEIR_E2E_DIR := $(E2E)
 
-.PHONY: help run test lint bench cargo c-tools python
+.PHONY: help run test soak lint bench cargo c-tools python
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
@@ -23,6 +23,11 @@ run: cargo c-tools ## Weir on http://127.0.0.1:8080/v1 with a demo provider, a f
 test: lint $(E2E)/installed ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
 	$(BUILD) cargo test --locked --no-run
 	$(TESTS) cargo test --locked
+
+# `make soak KILLS=100 AWAY=20` is a shorter one.
+soak: cargo c-tools python ## The crash tests at length: 1,000 kills, the database away for a minute
+	$(BUILD) cargo test --locked --no-run --test it
+	WEIR_KILLS=$(or $(KILLS),1000) WEIR_AWAY_SECONDS=$(or $(AWAY),60) timeout --foreground 3h cargo test --locked --test it crash:: -- --nocapture --test-threads=1
 
 lint: cargo c-tools ## Formatting, clippy and documentation links, warnings refused
 	@cargo fmt --version > /dev/null && cargo clippy --version > /dev/null || rustup component add rustfmt clippy

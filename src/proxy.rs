@@ -220,7 +220,9 @@ impl ProxyHttp for Proxy {
         error: Box<Error>,
     ) -> Box<Error> {
         match &mut ctx.stage {
-            Stage::Relaying(exchange) => exchange.refused_at(peer, &self.upstreams).not_connected(error, &mut ctx.trace),
+            Stage::Relaying(exchange) => {
+                exchange.refused_at(peer, &self.upstreams).not_connected(error, &mut ctx.trace)
+            }
             Stage::Arrived | Stage::Answered => error,
         }
     }
@@ -344,7 +346,8 @@ impl Proxy {
         let idempotency_key = client::idempotency_key(session)?;
         let mut permit = self.admitter.enter(caller)?;
         ctx.trace.limits(permit.standing());
-        let (body, mut ask) = self.ask(session, ctx, endpoint).await.inspect_err(|_| permit.forgive_request())?;
+        let (body, mut ask) =
+            self.ask(session, ctx, endpoint).await.inspect_err(|_| permit.forgive_request())?;
         caller.may_use(&ask.model)?;
         let (models, prices) = self.chain(caller, &ask)?;
         let model = &models[0];

@@ -74,7 +74,7 @@ const BOOKS_STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM, SIGINT, or a failure to start.
 pub fn run(config: &Config, demo: bool) -> Result<(), ServeError> {
-    log::init(&settings::log(config));
+    let _flushed_at_the_end = log::init(&settings::log(config));
     let books = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("books")
@@ -229,13 +229,15 @@ impl Parts {
         let told = books.block_on(async {
             tokio::select! {
                 told = signals.next() => Ok(told),
-                () = running.ended() => Err(std::io::Error::other("the listeners ended by themselves")),
+                // Nothing more can be served. Whoever supervises the process starts a new one.
+                () = self.ledger.fenced() => Err(ServeError::Ledger(LedgerError::Fenced)),
+                () = running.ended() => Err(ServeError::System(std::io::Error::other("the listeners ended by themselves"))),
             }
         });
         readiness.set(false);
         running.close();
         let drain = match told {
-            Ok(Stop::Drain) => config.server.drain_timeout,
+            Ok(Stop::Drain) | Err(ServeError::Ledger(LedgerError::Fenced)) => config.server.drain_timeout,
             Ok(Stop::Now) | Err(_) => Duration::ZERO,
         };
         tracing::info!(
@@ -257,7 +259,7 @@ impl Parts {
             );
         }
         running.stop(DROP_MAX);
-        told.map(|_| ()).map_err(ServeError::from)
+        told.map(|_| ())
     }
 
     fn under_way(&self) -> u64 {

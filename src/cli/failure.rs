@@ -69,6 +69,7 @@ impl From<LedgerError> for Failure {
             LedgerError::Journal { .. } => Failure::new("journal", error.to_string()),
             LedgerError::Replay { .. } => Failure::new("replay", error.to_string()),
             LedgerError::NotWritten(_) => Failure::new("not_written", error.to_string()),
+            LedgerError::Fenced => Failure::new("fenced", error.to_string()),
             LedgerError::InUse(_) => Failure::new("in_use", error.to_string()),
         }
     }

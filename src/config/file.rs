@@ -19,6 +19,8 @@ const TIMES_MS: RangeInclusive<u64> = 1..=86_400_000;
 const BODY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
 /// What all bodies together may take, up to a tebibyte.
 const BUFFER_BYTES: RangeInclusive<u64> = 1024..=1 << 40;
+/// From a mebibyte to a tebibyte.
+const JOURNAL_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 40;
 const THREADS: RangeInclusive<u64> = 0..=1024;
 /// A limit of this size limits nothing.
 const LIMITS: RangeInclusive<u64> = 1..=1_000_000_000_000;
@@ -114,6 +116,7 @@ fn server(table: &mut Table<'_>) -> Server {
         ),
         drain_timeout: time(table, "drain_timeout_ms", default.drain_timeout),
         max_stale: time(table, "max_stale_ms", default.max_stale),
+        max_stream_time: time(table, "max_stream_time_ms", default.max_stream_time),
     };
     if server.max_buffered_bytes < server.max_body_bytes {
         table.problem_at(
@@ -146,6 +149,9 @@ fn journal(table: &mut Table<'_>) -> Journal {
         durability: table
             .optional("durability", |value| one_of(value, &durabilities))
             .unwrap_or(default.durability),
+        max_bytes: table
+            .optional("max_bytes", |value| value.integer(JOURNAL_BYTES))
+            .unwrap_or(default.max_bytes),
     }
 }
 

@@ -87,6 +87,8 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// How long the gateway goes on admitting while it cannot see changes in the database.
     pub max_stale: Duration,
+    /// How long an answer may take; then it ends, billed for what passed.
+    pub max_stream_time: Duration,
 }
 
 /// The side of the operators.
@@ -123,6 +125,8 @@ pub struct Journal {
     pub dir: PathBuf,
     /// When a record counts as kept.
     pub durability: Durability,
+    /// What one process's part of it may take on the disk, in bytes.
+    pub max_bytes: u64,
 }
 
 /// When a record of the journal counts as kept.
@@ -329,6 +333,7 @@ impl Default for Server {
             client_gone_max_requests: 1_000,
             drain_timeout: Duration::from_secs(60),
             max_stale: Duration::from_secs(900),
+            max_stream_time: Duration::from_secs(3_600),
         }
     }
 }
@@ -358,7 +363,7 @@ impl Default for Auth {
 
 impl Default for Journal {
     fn default() -> Self {
-        Journal { dir: "weir-data/journal".into(), durability: Durability::Group }
+        Journal { dir: "weir-data/journal".into(), durability: Durability::Group, max_bytes: 1 << 30 }
     }
 }
 

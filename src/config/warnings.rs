@@ -1,6 +1,6 @@
 //! What is legal and still not as an operator would want it; `weir check` tells it.
 
-use super::{Config, Durability, secrets};
+use super::{Config, secrets};
 use crate::secret::ExposeSecret;
 use std::net::IpAddr;
 
@@ -40,9 +40,6 @@ impl Config {
         for secret in secrets.filter(|secret| secret.is_open_to_others()) {
             warnings.push(format!("{secret} can be read by others than its owner"));
         }
-        if self.journal.durability == Durability::Strict {
-            warnings.push("[journal] durability: this release keeps the journal in memory; a kill loses about 50 ms of it".into());
-        }
         warnings
     }
 
@@ -80,12 +77,11 @@ mod tests {
 
     #[test]
     fn what_is_worth_a_look_is_told() {
-        let text = "[server]\nlisten = [\"0.0.0.0:8080\"]\n[admin]\nlisten = \"[::]:9090\"\n[journal]\ndurability = \"strict\"\n\
-                    [[provider]]\nname = \"p\"\ndialect = \"openai\"\nbase_url = \"http://198.51.100.1/v1\"\n\
+        let text = "[server]\nlisten = [\"0.0.0.0:8080\"]\n[admin]\nlisten = \"[::]:9090\"\n[[provider]]\nname = \"p\"\ndialect = \"openai\"\nbase_url = \"http://198.51.100.1/v1\"\n\
                     api_key = \"env:WEIR_NO_SUCH_VARIABLE\"\n";
         let config = parse(text, "weir.toml").unwrap();
         let warnings = config.warnings().join("\n");
-        for telling in ["0.0.0.0:8080", "[::]:9090", "198.51.100.1", "no model", "in memory"] {
+        for telling in ["0.0.0.0:8080", "[::]:9090", "198.51.100.1", "no model"] {
             assert!(warnings.contains(telling), "{telling}: {warnings}");
         }
         assert_eq!(config.missing_secrets().len(), 1);

@@ -1,8 +1,10 @@
 //! The log: one JSON object a line on standard error.
 //!
-//! Promises: what libraries log is let through from warnings upwards, whatever the level, so that no client can fill the log through
-//! one of them. Refuses to know: what is logged, and where standard error leads.
+//! Promises: a log that cannot be written to stops nothing; what libraries log is let through from warnings upwards, whatever the level,
+//! so that no client can fill the log through one of them. Refuses to know: what is logged, and where standard error leads.
 
+use super::json::Json;
+use super::lines::Lines;
 use std::io;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
@@ -16,25 +18,37 @@ pub struct Settings {
     pub level: LevelFilter,
 }
 
+/// Writes what is left of the log when it is dropped.
+#[must_use]
+#[derive(Debug)]
+pub struct Flush(Lines);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        self.0.flush_now();
+    }
+}
+
 /// What begins the targets of our own lines.
 const OWN: &str = "weir";
 /// A library that logs each request that went wrong, in words which clients choose. The request's own line has it all.
 const SILENT: &str = "pingora_proxy";
 
-/// Starts the log of the process, that of libraries which use the `log` crate included. Does nothing where one has been started.
-pub fn init(settings: &Settings) {
+/// Starts the log of the process, that of libraries which use the `log` crate included. Where one has been started, that goes on. What
+/// is logged reaches standard error within a twentieth of a second, and when the returned value is dropped.
+pub fn init(settings: &Settings) -> Flush {
+    let lines = Lines::to(Box::new(io::stderr()));
+    let flush = Flush(lines.clone());
     let started = fmt()
-        .json()
-        .flatten_event(true)
-        .with_current_span(false)
-        .with_span_list(false)
+        .event_format(Json)
         .with_env_filter(filter(settings))
-        .with_writer(io::stderr)
+        .with_writer(move || lines.clone())
         .finish()
         .try_init();
     if started.is_err() {
         tracing::debug!("the log had been started before");
     }
+    flush
 }
 
 fn filter(settings: &Settings) -> EnvFilter {
@@ -67,8 +81,11 @@ mod tests {
         let kept = Kept::default();
         let writer = kept.clone();
         let settings = Settings { level: LevelFilter::INFO };
-        let log =
-            fmt().json().with_env_filter(filter(&settings)).with_writer(move || writer.clone()).finish();
+        let log = fmt()
+            .event_format(Json)
+            .with_env_filter(filter(&settings))
+            .with_writer(move || writer.clone())
+            .finish();
         with_default(log, || {
             tracing::info!(target: "pingora_core::server", "noise");
             tracing::warn!(target: "pingora_core::server", "telling");

@@ -3,4 +3,6 @@
 //! Promises: nothing here can slow a request down or change one. Refuses to know: where numbers come from.
 
 pub mod admin;
+mod json;
+mod lines;
 pub mod log;

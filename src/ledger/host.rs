@@ -23,6 +23,8 @@ pub(super) struct SessionDirectory {
 }
 
 const LOCK: &str = "lock";
+/// Ends the name of a directory that is being removed.
+const DONE: &str = "done";
 
 /// The name of this machine.
 pub(super) fn name() -> String {
@@ -59,6 +61,10 @@ impl JournalHome {
             let mut orphans = Vec::new();
             for entry in fs::read_dir(&self.path)? {
                 let path = entry?.path();
+                if path.extension().is_some_and(|end| end == DONE) {
+                    fs::remove_dir_all(&path)?;
+                    continue;
+                }
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 let Ok(session) = SessionId::from_str(name) else { continue };
                 let lock = lock_file(&path)?;
@@ -100,9 +106,16 @@ impl SessionDirectory {
         &self.path
     }
 
-    /// Removes the directory: everything in it is in the database.
+    /// Removes the directory: everything in it is in the database. It goes at once, whenever the process is killed: half a journal would
+    /// be taken for a damaged one.
     pub(super) fn remove(&self) -> io::Result<()> {
-        fs::remove_dir_all(&self.path)
+        let home = self.path.parent().unwrap_or(Path::new("."));
+        let whole = lock_file(home)?;
+        whole.lock()?;
+        let done = self.path.with_extension(DONE);
+        fs::rename(&self.path, &done)?;
+        File::open(home)?.sync_all()?;
+        fs::remove_dir_all(done)
     }
 }
 

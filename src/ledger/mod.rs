@@ -23,7 +23,7 @@ mod tend;
 mod writer;
 
 pub use audit::{AuditReport, Finding, audit, examine};
-pub use cell::Cell;
+pub use cell::{Cell, Word};
 pub use claim::{Claim, Unclaimed};
 pub use database::Database;
 pub use hold::{End, Extending, Hold, HoldRequest, Settled, Synced};
@@ -152,6 +152,9 @@ pub enum LedgerError {
         "{0} settlements are not in the database; they are in the journal, and the next start brings them there"
     )]
     NotWritten(usize),
+    /// The database has this process's session as ended: another process took it for lost.
+    #[error("the database has the session of this process as ended; a new start begins another one")]
+    Fenced,
     /// The refund cannot be paid now.
     #[error("{0}")]
     InUse(String),
@@ -349,6 +352,13 @@ impl Ledger {
         claim::claim(&self.0, account, key, request).await
     }
 
+    /// Waits until the database has this session as ended. Nothing is admitted from then on, and never again in this process.
+    pub async fn fenced(&self) {
+        while !self.0.heart.is_fenced.load(Ordering::Relaxed) {
+            tokio::time::sleep(FENCE_LOOK_EVERY).await;
+        }
+    }
+
     /// Writes everything that is settled to the database, returns the leases, and ends the session. Holds that are open then stay in the
     /// journal, for the next start to bill.
     pub async fn close(&self) -> Result<(), LedgerError> {
@@ -422,6 +432,9 @@ impl Heart {
         *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = (clock.now(), clock.wall());
     }
 }
+
+/// Between two looks whether the session has been ended by another.
+const FENCE_LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Whole micro-dollars that cover this amount.
 fn micros_for(amount: Picos) -> Micros {

@@ -75,6 +75,12 @@ pub async fn replay(
 ) -> Result<Recovered, LedgerError> {
     let Some((state, applied_seq)) = database.session(session).await? else {
         // The process died before the database knew of its session: nothing was granted to it, so nothing was sent.
+        if let Some((seq, _)) = scanned.records.last() {
+            return Err(LedgerError::Store(StoreError::Refused(format!(
+                "the database does not know the session {session}, whose journal has {seq} records: is it another database, or an \
+                 older copy?"
+            ))));
+        }
         return Ok(Recovered { torn_bytes: scanned.torn_bytes, ..Recovered::default() });
     };
     if state == SessionState::Closed {

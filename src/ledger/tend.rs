@@ -13,8 +13,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 
-/// Between two beats of the heart. Siblings that died are looked for as often.
-const BEAT_EVERY: Duration = Duration::from_secs(5);
+/// Between two beats of the heart, at most. Siblings that died are looked for as often.
+const BEAT_MAX: Duration = Duration::from_secs(5);
 /// Between two notes of what is held: what people see is at most so old.
 const NOTE_EVERY: Duration = Duration::from_millis(500);
 /// Between two looks for leases that nobody uses.
@@ -40,6 +40,11 @@ impl Inner {
         start(Box::pin(sweep(Arc::clone(self))));
     }
 
+    /// A few beats fit into the time for which a silent database is borne.
+    fn beat_every(&self) -> Duration {
+        BEAT_MAX.min(self.settings.max_stale / 3)
+    }
+
     pub(super) fn note_recovered(&self, recovered: &Recovered) {
         self.counts.sessions_recovered.fetch_add(recovered.sessions, Ordering::Relaxed);
         self.counts.torn_bytes.fetch_add(recovered.torn_bytes, Ordering::Relaxed);
@@ -50,15 +55,17 @@ impl Inner {
 async fn beat(inner: Arc<Inner>) {
     let mut silent: HashMap<SessionId, (i64, Duration)> = HashMap::new();
     loop {
-        tokio::time::sleep(BEAT_EVERY).await;
+        tokio::time::sleep(inner.beat_every()).await;
         match inner.store.heartbeat(inner.session, inner.clock.wall()).await {
             Ok(SessionState::Live) => inner.heart.beats(&inner.clock),
             Ok(SessionState::Closed | SessionState::Lost) => {
                 if !inner.heart.is_fenced.swap(true, Ordering::Relaxed) {
                     tracing::error!(
-                        "the database has this session as ended: nothing is admitted until weir is restarted"
+                        "the database has this session as ended: nothing more is admitted, and the process stops"
                     );
                 }
+                // What it settles late is charged to the accounts, whatever its leases covered.
+                inner.queue.owes();
             }
             Err(error) => {
                 tracing::warn!(%error, "the database does not take the heartbeat");
@@ -80,7 +87,7 @@ async fn beat(inner: Arc<Inner>) {
 /// database answer: an outage must not age them. Sessions with a journal on this machine are the business of their recovery.
 async fn give_up_lost(inner: &Inner, silent: &mut HashMap<SessionId, (i64, Duration)>) {
     let (Ok(live), Ok(here)) = (inner.store.live_sessions().await, inner.home.sessions()) else { return };
-    let deadline = inner.settings.max_stale + inner.settings.max_stream_time + BEAT_EVERY * 2;
+    let deadline = inner.settings.max_stale + inner.settings.max_stream_time + inner.beat_every() * 2;
     silent.retain(|session, _| live.iter().any(|other| other.session_id == *session));
     for other in
         live.iter().filter(|other| other.session_id != inner.session && !here.contains(&other.session_id))
@@ -92,7 +99,7 @@ async fn give_up_lost(inner: &Inner, silent: &mut HashMap<SessionId, (i64, Durat
             *silent_for = Duration::ZERO;
             continue;
         }
-        *silent_for += BEAT_EVERY;
+        *silent_for += inner.beat_every();
         if *silent_for < deadline {
             continue;
         }

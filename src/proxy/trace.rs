@@ -12,11 +12,19 @@ use crate::openai::{Ask, Endpoint};
 use crate::refusal::{Kind, Refused};
 use crate::route::{Model, Why};
 use crate::settle::{STATUS_CLIENT_GONE, Settlement};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, HeaderName};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::time::{Duration, Instant};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const RATELIMIT_LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
+const RATELIMIT_REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
+const RATELIMIT_RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
+const RATELIMIT_LIMIT_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-limit-tokens");
+const RATELIMIT_REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-tokens");
+const RATELIMIT_RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 
 /// The longest name of a request that is taken over from a client, in bytes.
 const CLIENT_REQUEST_ID_MAX_BYTES: usize = 128;
@@ -216,7 +224,7 @@ impl Trace {
     /// Names the request and the caller's limits in the head of its answer.
     pub(super) fn decorate(&mut self, head: &mut ResponseHeader) -> Result<()> {
         self.status = head.status.as_u16();
-        head.insert_header("x-request-id", self.request_id.to_string())?;
+        head.insert_header(REQUEST_ID, self.request_id.to_string())?;
         if let Some(attempt) = self.attempts.last().filter(|_| self.is_stood_in()) {
             head.insert_header("x-weir-model", attempt.model.as_str())?;
         }
@@ -224,12 +232,12 @@ impl Trace {
             head.insert_header("x-weir-max-output-tokens", tokens.to_string())?;
         }
         if let Some(RateStanding { requests, tokens }) = self.limits {
-            head.insert_header("x-ratelimit-limit-requests", requests.limit.to_string())?;
-            head.insert_header("x-ratelimit-remaining-requests", requests.remaining.to_string())?;
-            head.insert_header("x-ratelimit-reset-requests", reset(requests.reset))?;
-            head.insert_header("x-ratelimit-limit-tokens", tokens.limit.to_string())?;
-            head.insert_header("x-ratelimit-remaining-tokens", tokens.remaining.to_string())?;
-            head.insert_header("x-ratelimit-reset-tokens", reset(tokens.reset))?;
+            head.insert_header(RATELIMIT_LIMIT_REQUESTS, requests.limit)?;
+            head.insert_header(RATELIMIT_REMAINING_REQUESTS, requests.remaining)?;
+            head.insert_header(RATELIMIT_RESET_REQUESTS, reset(requests.reset))?;
+            head.insert_header(RATELIMIT_LIMIT_TOKENS, tokens.limit)?;
+            head.insert_header(RATELIMIT_REMAINING_TOKENS, tokens.remaining)?;
+            head.insert_header(RATELIMIT_RESET_TOKENS, reset(tokens.reset))?;
         }
         Ok(())
     }

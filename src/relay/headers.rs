@@ -26,7 +26,7 @@ pub fn upstream_request(
     body_bytes: usize,
 ) -> Result<RequestHeader> {
     let path = origin.path(provider.dialect.path(endpoint));
-    let mut head = RequestHeader::build(Method::POST, path.as_bytes(), Some(8))?;
+    let mut head = RequestHeader::build_no_case(Method::POST, path.as_bytes(), Some(8))?;
     head.insert_header(HOST, origin.authority.as_str())?;
     head.insert_header(CONTENT_TYPE, "application/json")?;
     head.insert_header(CONTENT_LENGTH, body_bytes.to_string())?;
@@ -44,7 +44,7 @@ pub fn upstream_request(
 
 /// The head of a streamed answer to the client.
 pub fn stream_answer() -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(200, Some(12))?;
+    let mut head = ResponseHeader::build_no_case(200, Some(12))?;
     head.insert_header(CONTENT_TYPE, "text/event-stream; charset=utf-8")?;
     head.insert_header(CACHE_CONTROL, "no-cache")?;
     head.insert_header("x-accel-buffering", "no")?;
@@ -54,7 +54,7 @@ pub fn stream_answer() -> Result<ResponseHeader> {
 
 /// The head of an answer that is JSON and known whole.
 pub fn json_answer(status: u16, body_bytes: usize) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(status, Some(12))?;
+    let mut head = ResponseHeader::build_no_case(status, Some(12))?;
     head.insert_header(CONTENT_TYPE, "application/json")?;
     head.insert_header(CONTENT_LENGTH, body_bytes.to_string())?;
     Ok(head)

@@ -16,7 +16,9 @@ mod peer;
 mod resolve;
 mod upstreams;
 
-pub use adapter::{CREDIT_EXHAUSTED, CURFEW, DRAIN_OVER, EMPTY_ANSWER, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, NOT_CLOSED, wrap};
+pub use adapter::{
+    CREDIT_EXHAUSTED, CURFEW, DRAIN_OVER, EMPTY_ANSWER, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, NOT_CLOSED, wrap,
+};
 pub use attempt::{Failure, Next, TOTAL_TIMEOUT, come_back, is_timeout};
 pub use body::{Body, Budget, Linger, Settings as BodySettings, Unread, linger, read_body};
 pub use control::{Consent, Control, Pause, Settings as Silence};

@@ -27,6 +27,8 @@ use tracing::level_filters::LevelFilter;
 const BODY_GRACE: Duration = Duration::from_secs(10);
 /// The output that a hold covers when neither the request nor the model says how long an answer can be, in tokens: the usual limit.
 const OUTPUT_TOKENS_ASSUMED: u64 = 16_384;
+/// A journal has room for so many segments at least, so that it can go on in one while others are written to the database.
+const SEGMENTS: u64 = 8;
 /// Connections to providers that are kept for reuse.
 const POOL_SIZE: usize = 1_024;
 
@@ -62,9 +64,10 @@ pub(super) fn ledger(config: &Config) -> ledger::Settings {
     };
     let mut settings = ledger::Settings::new(config.journal.dir.clone(), durability);
     settings.max_stale = config.server.max_stale;
-    // No answer lasts longer than the longest attempt that a provider is given.
-    let longest = config.providers.iter().map(|provider| provider.total_timeout).max().unwrap_or_default();
-    settings.max_stream_time = settings.max_stream_time.max(longest);
+    settings.max_stream_time = config.server.max_stream_time;
+    settings.journal.max_bytes = config.journal.max_bytes;
+    settings.journal.segment_bytes =
+        (config.journal.max_bytes / SEGMENTS).min(settings.journal.segment_bytes);
     settings
 }
 
@@ -152,7 +155,7 @@ pub(super) fn upstreams(
         let patience = Patience {
             connect: provider.connect_timeout,
             tls: provider.tls_timeout,
-            total: provider.total_timeout,
+            total: provider.total_timeout.min(config.server.max_stream_time),
             silence: Silence {
                 first_byte_timeout: provider.first_byte_timeout,
                 idle_timeout: provider.idle_timeout,

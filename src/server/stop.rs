@@ -19,10 +19,15 @@ pub(super) struct Signals {
     terminate: Signal,
     hang_up: Signal,
     interrupt: Signal,
+    /// Only heard: a file that may not grow is an error of its write, and not the end of the process.
+    _file_size: Signal,
 }
 
 /// Between two looks whether the last request has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Its number on Linux (signal(7)).
+const SIGXFSZ: i32 = 25;
 
 impl Signals {
     /// From now on no signal ends the process by itself. Call on a runtime.
@@ -31,6 +36,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hang_up: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _file_size: signal(SignalKind::from_raw(SIGXFSZ))?,
         })
     }
 

@@ -1,11 +1,12 @@
 //! Accounts: who pays.
 
+use super::batch::over_due_in;
 use super::changes::{self, Subject};
 use super::open::transact;
 use super::{Store, StoreError};
 use crate::clock::UnixMicros;
 use crate::ids::AccountId;
-use crate::money::{Micros, PICOS_PER_MICRO};
+use crate::money::{Micros, PICOS_PER_MICRO, Picos};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
@@ -168,9 +169,7 @@ pub(super) async fn read(
     let row = sqlx::query(
         "SELECT a.email, a.status, a.tier, a.available_micro, a.consumed_micro, a.owed_micro, a.carry_pico, \
          coalesce(sum(l.granted_micro - l.returned_micro), 0) AS leased_micro, \
-         coalesce(sum(u.consumed_pico), 0) AS used_pico, coalesce(sum(u.held_micro), 0) AS held_micro, \
-         (SELECT coalesce(sum(r.over_pico), 0) FROM session s JOIN request r ON r.session_id = s.id AND r.seq > s.over_seq \
-          WHERE r.over_pico > 0 AND r.account_id = a.id) AS over_pico \
+         coalesce(sum(u.consumed_pico), 0) AS used_pico, coalesce(sum(u.held_micro), 0) AS held_micro \
          FROM account a LEFT JOIN lease l ON l.account_id = a.id AND l.is_closed = 0 \
          LEFT JOIN lease_use u ON u.session_id = l.session_id AND u.account_id = l.account_id \
          WHERE a.id = ? GROUP BY a.id",
@@ -179,13 +178,14 @@ pub(super) async fn read(
     .fetch_optional(&mut **tx)
     .await?
     .ok_or_else(|| no_account(id))?;
-    account(id, &row)
+    let over_due = over_due_in(tx, id).await?;
+    account(id, &row, over_due)
 }
 
-fn account(id: AccountId, row: &SqliteRow) -> Result<Account, StoreError> {
+fn account(id: AccountId, row: &SqliteRow, over_due: Picos) -> Result<Account, StoreError> {
     let number = |name: &str| i128::from(row.get::<i64, _>(name));
     let per_micro = i128::from(PICOS_PER_MICRO);
-    let open_pico = number("used_pico") + number("carry_pico") + number("over_pico");
+    let open_pico = number("used_pico") + number("carry_pico") + i128::from(over_due.0);
     let balance_pico = (number("available_micro") + number("leased_micro")) * per_micro - open_pico;
     let micros = |amount: i128| i64::try_from(amount).map(Micros).map_err(StoreError::damaged);
     Ok(Account {

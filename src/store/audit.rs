@@ -5,7 +5,7 @@ use super::open::transact;
 use super::sessions::{SessionState, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{AccountId, SessionId};
-use crate::money::{Micros, Picos};
+use crate::money::{Micros, PICOS_PER_MICRO, Picos};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
@@ -167,13 +167,15 @@ async fn account(tx: &mut Tx, row: &SqliteRow) -> Result<AccountBooks, StoreErro
 async fn leases(tx: &mut Tx) -> Result<Vec<LeaseBooks>, StoreError> {
     let rows = sqlx::query(concat!(
         "SELECT l.session_id, l.account_id, l.granted_micro, l.returned_micro, l.is_closed, coalesce(u.consumed_pico, 0), \
-         (SELECT coalesce(-sum(p.amount_micro), 0) FROM entry e JOIN posting p ON p.entry_id = e.id \
-          WHERE e.session_id = l.session_id AND e.account_id = l.account_id AND p.book = 'escrow'), ",
+         coalesce(escrow.amount_micro, 0), ",
         pico_sum!("c.covered_pico"),
         " FROM lease l LEFT JOIN lease_use u ON u.session_id = l.session_id AND u.account_id = l.account_id \
          LEFT JOIN (SELECT session_id, account_id, cost_pico - over_pico AS covered_pico FROM request UNION ALL \
           SELECT session_id, account_id, cost_pico - over_pico FROM quarantine) c \
          ON c.session_id = l.session_id AND c.account_id = l.account_id \
+         LEFT JOIN (SELECT e.session_id, e.account_id, -sum(p.amount_micro) AS amount_micro FROM entry e \
+          JOIN posting p ON p.entry_id = e.id AND p.book = 'escrow' GROUP BY e.session_id, e.account_id) escrow \
+         ON escrow.session_id = l.session_id AND escrow.account_id = l.account_id \
          GROUP BY l.session_id, l.account_id"
     ))
     .fetch_all(&mut **tx)
@@ -195,44 +197,41 @@ async fn leases(tx: &mut Tx) -> Result<Vec<LeaseBooks>, StoreError> {
 }
 
 async fn sessions(tx: &mut Tx) -> Result<Vec<SessionBooks>, StoreError> {
-    let rows =
-        sqlx::query("SELECT id, state, applied_seq FROM session ORDER BY id").fetch_all(&mut **tx).await?;
-    let mut books = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let session = session_id(row.get("id"))?;
-        let batches = sqlx::query(concat!(
-            "SELECT coalesce(sum(row_count), 0), ",
-            pico_sum!("cost_pico"),
-            ", (SELECT count(*) FROM batch b WHERE b.session_id = ?1 AND b.seq_from <> 1 AND NOT EXISTS \
-             (SELECT 1 FROM batch a WHERE a.session_id = ?1 AND a.seq_to = b.seq_from - 1)) FROM batch WHERE session_id = ?1"
-        ))
-        .bind(session.as_bytes())
-        .fetch_one(&mut **tx)
-        .await?;
-        let own = sqlx::query(concat!(
-            "SELECT count(*), ",
-            pico_sum!("cost_pico"),
-            ", coalesce(sum(seq > ?2), 0) FROM (SELECT seq, cost_pico FROM request WHERE session_id = ?1 \
-             UNION ALL SELECT seq, cost_pico FROM quarantine WHERE session_id = ?1)"
-        ))
-        .bind(session.as_bytes())
-        .bind(row.get::<i64, _>("applied_seq"))
-        .fetch_one(&mut **tx)
-        .await?;
-        let count = |number: i64| u64::try_from(number).map_err(StoreError::damaged);
-        books.push(SessionBooks {
-            session,
-            state: SessionState::parse(row.get("state"))?,
-            applied_seq: unsigned(row, "applied_seq")?,
-            batch_rows: count(batches.get(0))?,
-            batch_cost: picos(&batches, 1),
-            gaps: count(batches.get(3))?,
-            rows: count(own.get(0))?,
-            cost: picos(&own, 1),
-            rows_beyond: count(own.get(3))?,
-        });
-    }
-    Ok(books)
+    // Every table is read once, however many sessions there have been.
+    let rows = sqlx::query(concat!(
+        "WITH sums AS (SELECT b.session_id, sum(row_count), ",
+        pico_sum!("cost_pico"),
+        ", sum(b.seq_from <> 1 AND NOT EXISTS \
+         (SELECT 1 FROM batch a WHERE a.session_id = b.session_id AND a.seq_to = b.seq_from - 1)) FROM batch b GROUP BY b.session_id), \
+         own AS (SELECT r.session_id, count(*), ",
+        pico_sum!("r.cost_pico"),
+        ", sum(r.seq > s.applied_seq) FROM (SELECT session_id, seq, cost_pico FROM request \
+         UNION ALL SELECT session_id, seq, cost_pico FROM quarantine) r JOIN session s ON s.id = r.session_id GROUP BY r.session_id) \
+         SELECT s.id, s.state, s.applied_seq, sums.*, own.* FROM session s \
+         LEFT JOIN sums ON sums.session_id = s.id LEFT JOIN own ON own.session_id = s.id ORDER BY s.id"
+    ))
+    .fetch_all(&mut **tx)
+    .await?;
+    let number = |row: &SqliteRow, at: usize| row.get::<Option<i64>, _>(at).unwrap_or(0);
+    let count = |row: &SqliteRow, at: usize| u64::try_from(number(row, at)).map_err(StoreError::damaged);
+    let pico = |row: &SqliteRow, at: usize| {
+        i128::from(number(row, at)) * i128::from(PICOS_PER_MICRO) + i128::from(number(row, at + 1))
+    };
+    rows.iter()
+        .map(|row| {
+            Ok(SessionBooks {
+                session: session_id(row.get("id"))?,
+                state: SessionState::parse(row.get("state"))?,
+                applied_seq: unsigned(row, "applied_seq")?,
+                batch_rows: count(row, 4)?,
+                batch_cost: pico(row, 5),
+                gaps: count(row, 7)?,
+                rows: count(row, 9)?,
+                cost: pico(row, 10),
+                rows_beyond: count(row, 12)?,
+            })
+        })
+        .collect()
 }
 
 async fn unbalanced(tx: &mut Tx) -> Result<u64, StoreError> {

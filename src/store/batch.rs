@@ -11,8 +11,9 @@ use crate::clock::UnixMicros;
 use crate::ids::{AccountId, KeyId, ModelName, ProviderName, RequestId, SessionId};
 use crate::money::{Micros, Picos};
 use crate::usage::{Outcome, Usage, UsageSource};
-use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, Transaction};
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 /// One settled request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +68,24 @@ pub enum BatchError {
     Store(#[from] StoreError),
 }
 
-/// Rows in one statement. 21 columns each; SQLite takes 32,766 parameters (https://sqlite.org/limits.html).
-const ROWS_MAX: usize = 200;
+/// Rows in one statement: so many, or one of the smaller numbers, so that a statement is prepared once and not for each batch.
+/// 21 columns each; SQLite takes 32,766 parameters (https://sqlite.org/limits.html).
+const ROWS_AT_ONCE: [usize; 4] = [200, 32, 8, 1];
+
+/// `INSERT INTO request` for each number of [`ROWS_AT_ONCE`].
+static INSERTS: LazyLock<Vec<(usize, String)>> = LazyLock::new(|| {
+    let columns = "id, account_id, key_id, session_id, seq, created_at, client_request_id, model, provider, upstream_model, \
+                   service_tier, status, outcome, is_stream, usage, usage_source, price_version, cost_pico, over_pico, latency_ms, \
+                   ttft_ms";
+    let row = format!("({})", vec!["?"; columns.split(',').count()].join(", "));
+    let statement = |rows: usize| {
+        format!("INSERT INTO request ({columns}) VALUES {}", vec![row.as_str(); rows].join(", "))
+    };
+    ROWS_AT_ONCE.iter().map(|rows| (*rows, statement(*rows))).collect()
+});
+
+/// Accounts in one statement.
+const ACCOUNTS_MAX: usize = 200;
 
 impl Store {
     /// Applies a batch, if the watermark is where it begins.
@@ -79,9 +96,7 @@ impl Store {
                 Err(applied_seq) => return Ok(Err(applied_seq)),
             };
             let rows = late(batch.rows, state);
-            for rows in rows.chunks(ROWS_MAX) {
-                insert(tx, batch.session, rows).await?;
-            }
+            insert(tx, batch.session, &rows).await?;
             charge_leases(tx, batch.session, &rows).await?;
             key_spend::note(tx, batch.session, &rows).await?;
             note_totals(tx, batch, &rows).await?;
@@ -143,7 +158,7 @@ impl Store {
         holds: &[(AccountId, Micros)],
     ) -> Result<(), StoreError> {
         transact!(self.batching(), |tx| {
-            for holds in holds.chunks(ROWS_MAX) {
+            for holds in holds.chunks(ACCOUNTS_MAX) {
                 let mut query =
                     QueryBuilder::new("INSERT INTO lease_use (session_id, account_id, held_micro) ");
                 query.push_values(holds, |mut row, (account, held)| {
@@ -212,39 +227,49 @@ async fn insert(
     session: SessionId,
     rows: &[RequestRow],
 ) -> Result<(), StoreError> {
-    let mut query = QueryBuilder::new(
-        "INSERT INTO request (id, account_id, key_id, session_id, seq, created_at, client_request_id, model, provider, \
-         upstream_model, service_tier, status, outcome, is_stream, usage, usage_source, price_version, cost_pico, over_pico, \
-         latency_ms, ttft_ms) ",
-    );
-    query.push_values(rows, |mut values, row| {
-        let usage = serde_json::to_string(&row.usage).unwrap_or_default();
-        values
-            .push_bind(row.request_id.as_bytes().to_vec())
-            .push_bind(row.account.as_bytes().to_vec())
-            .push_bind(row.key.as_bytes().to_vec())
-            .push_bind(session.as_bytes().to_vec())
-            .push_bind(column(row.seq))
-            .push_bind(row.created_at.0)
-            .push_bind(row.client_request_id.clone())
-            .push_bind(row.model.as_str().to_owned())
-            .push_bind(row.provider.as_str().to_owned())
-            .push_bind(row.upstream_model.clone())
-            .push_bind(row.service_tier.clone())
-            .push_bind(i64::from(row.status))
-            .push_bind(row.outcome.as_str())
-            .push_bind(row.stream)
-            .push_bind(usage)
-            .push_bind(row.source.as_str())
-            .push_bind(column(row.price_version))
-            .push_bind(row.cost.0)
-            .push_bind(row.over.0)
-            .push_bind(column(row.latency_ms))
-            .push_bind(row.ttft_ms.map(column));
-    });
-    query.build().execute(&mut **tx).await?;
+    let mut rest = rows;
+    for (at_once, statement) in INSERTS.iter() {
+        while rest.len() >= *at_once {
+            let (rows, after) = rest.split_at(*at_once);
+            // Made of constants above: nothing of a row is in its text.
+            let mut query = sqlx::query(AssertSqlSafe(statement.as_str()));
+            for row in rows {
+                query = bind(query, session, row);
+            }
+            query.execute(&mut **tx).await?;
+            rest = after;
+        }
+    }
     Ok(())
 }
+
+fn bind<'q>(query: Insert<'q>, session: SessionId, row: &RequestRow) -> Insert<'q> {
+    let usage = serde_json::to_string(&row.usage).unwrap_or_default();
+    query
+        .bind(row.request_id.as_bytes().to_vec())
+        .bind(row.account.as_bytes().to_vec())
+        .bind(row.key.as_bytes().to_vec())
+        .bind(session.as_bytes().to_vec())
+        .bind(column(row.seq))
+        .bind(row.created_at.0)
+        .bind(row.client_request_id.clone())
+        .bind(row.model.as_str().to_owned())
+        .bind(row.provider.as_str().to_owned())
+        .bind(row.upstream_model.clone())
+        .bind(row.service_tier.clone())
+        .bind(i64::from(row.status))
+        .bind(row.outcome.as_str())
+        .bind(row.stream)
+        .bind(usage)
+        .bind(row.source.as_str())
+        .bind(column(row.price_version))
+        .bind(row.cost.0)
+        .bind(row.over.0)
+        .bind(column(row.latency_ms))
+        .bind(row.ttft_ms.map(column))
+}
+
+type Insert<'q> = sqlx::query::Query<'q, Sqlite, sqlx::sqlite::SqliteArguments>;
 
 /// Adds what the leases covered to their consumption, an account once.
 async fn charge_leases(
@@ -258,7 +283,7 @@ async fn charge_leases(
         *sum = sum.saturating_add(row.cost.0.saturating_sub(row.over.0));
     }
     let consumed: Vec<(AccountId, i64)> = consumed.into_iter().filter(|(_, pico)| *pico > 0).collect();
-    for consumed in consumed.chunks(ROWS_MAX) {
+    for consumed in consumed.chunks(ACCOUNTS_MAX) {
         let mut query = QueryBuilder::new("INSERT INTO lease_use (session_id, account_id, consumed_pico) ");
         query.push_values(consumed, |mut row, (account, pico)| {
             row.push_bind(session.as_bytes().to_vec())
@@ -289,6 +314,24 @@ async fn note_totals(
         .execute(&mut **tx)
         .await?;
     Ok(())
+}
+
+/// What of the account's costs no lease covered and nobody has collected yet: it is spent, quarantined or not.
+pub(super) async fn over_due_in(
+    tx: &mut Transaction<'static, Sqlite>,
+    account: AccountId,
+) -> Result<Picos, StoreError> {
+    let due: i64 = sqlx::query_scalar(
+        "SELECT coalesce(sum(over_pico), 0) FROM ( \
+         SELECT r.over_pico FROM session s JOIN request r ON r.session_id = s.id AND r.seq > s.over_seq \
+         WHERE r.over_pico > 0 AND r.account_id = ?1 UNION ALL \
+         SELECT q.over_pico FROM session s JOIN quarantine q ON q.session_id = s.id AND q.seq > s.over_seq \
+         WHERE q.over_pico > 0 AND q.account_id = ?1)",
+    )
+    .bind(account.as_bytes())
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok(Picos(due))
 }
 
 pub(super) async fn collect_over_in(

@@ -74,7 +74,7 @@ impl Store {
     ) -> Result<Result<Granted, GrantRefused>, StoreError> {
         transact!(self.writing(), |tx| {
             let row = sqlx::query(
-                "SELECT a.available_micro, a.status, a.is_frozen, \
+                "SELECT a.available_micro, a.status, a.is_frozen = 1 AND a.frozen_until > ?3 AS frozen, \
                  (SELECT count(*) FROM session WHERE state = 'live') AS live, \
                  (SELECT state FROM session WHERE id = ?1) AS own, \
                  (SELECT coalesce(sum(granted_micro - returned_micro), 0) FROM lease \
@@ -83,6 +83,7 @@ impl Store {
             )
             .bind(grant.session.as_bytes())
             .bind(grant.account.as_bytes())
+            .bind(at.0)
             .fetch_optional(&mut **tx)
             .await?
             .ok_or_else(|| no_account(grant.account))?;
@@ -93,7 +94,7 @@ impl Store {
             if AccountStatus::parse(row.get("status"))? == AccountStatus::Suspended {
                 return Ok(Err(GrantRefused::Suspended));
             }
-            if row.get::<i64, _>("is_frozen") != 0 {
+            if row.get::<i64, _>("frozen") != 0 {
                 return Ok(Err(GrantRefused::Frozen));
             }
             let share = available / (SHARE * row.get::<i64, _>("live").max(1));

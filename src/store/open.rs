@@ -37,6 +37,7 @@ const HEARTBEAT_MAX_US: i64 = 60_000_000;
 /// The migrations, in order.
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "books", include_str!("../../migrations/sqlite/0001_books.sql")),
+    (2, "frozen_until", include_str!("../../migrations/sqlite/0002_frozen_until.sql")),
     (3, "key_policy", include_str!("../../migrations/sqlite/0003_key_policy.sql")),
 ];
 

@@ -4,6 +4,7 @@
 //! any lot.
 
 use super::accounts::{self, no_account};
+use super::batch::over_due_in;
 use super::changes::{self, Subject};
 use super::credit::{self, Done, LotKind};
 use super::entries::{self, Book, Entry};
@@ -11,7 +12,7 @@ use super::open::transact;
 use super::{Store, StoreError};
 use crate::clock::UnixMicros;
 use crate::ids::{AccountId, LotId};
-use crate::money::Micros;
+use crate::money::{Micros, Picos};
 use sqlx::{Row, Sqlite, Transaction};
 
 /// A lot of credit.
@@ -67,15 +68,15 @@ impl Store {
         transact!(self.reading(), |tx| { lots_in(tx, account).await })
     }
 
-    /// Stops grants to the account and recalls what sessions have of its credit.
+    /// Stops grants to the account, until that time at most, and recalls what sessions have of its credit.
     ///
     /// # Errors
     ///
     /// `NotFound`; `Refused` for a lot that cannot be given back.
-    pub async fn freeze_for_refund(&self, refund: &Refund) -> Result<(), StoreError> {
+    pub async fn freeze_for_refund(&self, refund: &Refund, until: UnixMicros) -> Result<(), StoreError> {
         transact!(self.writing(), |tx| {
             refundable(tx, refund).await?;
-            set_frozen(tx, refund.account_id, true).await?;
+            set_frozen(tx, refund.account_id, Some(until)).await?;
             changes::note(tx, Subject::Recall(refund.account_id)).await
         })
     }
@@ -83,7 +84,7 @@ impl Store {
     /// Lets the account be granted credit again, whatever became of its refund.
     pub async fn unfreeze(&self, account: AccountId) -> Result<(), StoreError> {
         transact!(self.writing(), |tx| {
-            set_frozen(tx, account, false).await?;
+            set_frozen(tx, account, None).await?;
             changes::note(tx, Subject::Account(account)).await
         })
     }
@@ -106,7 +107,7 @@ impl Store {
                     refunded
                 }
             };
-            set_frozen(tx, refund.account_id, false).await?;
+            set_frozen(tx, refund.account_id, None).await?;
             changes::note(tx, Subject::Account(refund.account_id)).await?;
             let balance = accounts::read(tx, refund.account_id).await?.balance;
             Ok(RefundStep::Paid { refunded, balance })
@@ -148,11 +149,17 @@ pub(super) fn unused(left_of: &[Micros], consumed: Micros) -> Vec<Micros> {
         .collect()
 }
 
+/// Whole micro-dollars: one that was begun is not given back.
+fn begun(amount: Picos) -> i64 {
+    let (whole, rest) = amount.split();
+    whole.0 + i64::from(rest.0 > 0)
+}
+
 async fn lots_in(tx: &mut Transaction<'static, Sqlite>, account: AccountId) -> Result<Vec<Lot>, StoreError> {
-    // A micro-dollar that was begun is not given back; what was written off was not paid by any lot. What open leases have
-    // consumed is on its way to the account.
-    let consumed: i64 = sqlx::query_scalar(
-        "SELECT consumed_micro + (carry_pico > 0) - written_off_micro + (SELECT coalesce(sum((u.consumed_pico + 999999) / 1000000), 0) \
+    // What was written off was not paid by any lot. What open leases have consumed, and what is still to be collected, is on its
+    // way to the account.
+    let row = sqlx::query(
+        "SELECT consumed_micro - written_off_micro, carry_pico + (SELECT coalesce(sum(u.consumed_pico), 0) \
          FROM lease l JOIN lease_use u ON u.session_id = l.session_id AND u.account_id = l.account_id \
          WHERE l.account_id = ?1 AND l.is_closed = 0) FROM account WHERE id = ?1",
     )
@@ -160,6 +167,8 @@ async fn lots_in(tx: &mut Transaction<'static, Sqlite>, account: AccountId) -> R
     .fetch_optional(&mut **tx)
     .await?
     .ok_or_else(|| no_account(account))?;
+    let underway = Picos(row.get(1)).saturating_add(over_due_in(tx, account).await?);
+    let consumed = row.get::<i64, _>(0) + begun(underway);
     let rows = sqlx::query("SELECT * FROM lot WHERE account_id = ? ORDER BY seq")
         .bind(account.as_bytes())
         .fetch_all(&mut **tx)
@@ -207,12 +216,13 @@ async fn pay(
     at: UnixMicros,
 ) -> Result<Micros, StoreError> {
     let lot = refundable(tx, refund).await?;
-    let row = sqlx::query("SELECT available_micro, owed_micro FROM account WHERE id = ?")
+    let row = sqlx::query("SELECT available_micro - owed_micro, carry_pico FROM account WHERE id = ?")
         .bind(refund.account_id.as_bytes())
         .fetch_one(&mut **tx)
         .await?;
-    let (available, owed): (i64, i64) = (row.get(0), row.get(1));
-    let refunded = lot.unused.0.min(available - owed).max(0);
+    // What is spent and not collected yet is no longer there to be given back.
+    let spent = Picos(row.get(1)).saturating_add(over_due_in(tx, refund.account_id).await?);
+    let refunded = lot.unused.0.min(row.get::<i64, _>(0) - begun(spent)).max(0);
     sqlx::query("UPDATE lot SET refunded_micro = refunded_micro + ? WHERE id = ?")
         .bind(refunded)
         .bind(refund.lot_id.as_bytes())
@@ -247,10 +257,11 @@ async fn unreturned_in(
 async fn set_frozen(
     tx: &mut Transaction<'static, Sqlite>,
     account: AccountId,
-    is_frozen: bool,
+    until: Option<UnixMicros>,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE account SET is_frozen = ? WHERE id = ?")
-        .bind(is_frozen)
+    sqlx::query("UPDATE account SET is_frozen = ?, frozen_until = ? WHERE id = ?")
+        .bind(until.is_some())
+        .bind(until.map_or(0, |until| until.0))
         .bind(account.as_bytes())
         .execute(&mut **tx)
         .await?;
@@ -273,11 +284,88 @@ mod tests {
         left.into_iter().map(Micros).collect()
     }
 
+    /// What changes what is left of lots.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Credit(i64),
+        Spend(i64),
+        /// Of what is left of this lot, at most so much.
+        Refund(usize, i64),
+        /// Of what was spent, at most so much.
+        WriteOff(i64),
+    }
+
+    /// A ledger that moves each micro-dollar by itself.
+    #[derive(Default)]
+    struct Replay {
+        /// What is left of each lot, and what was used of it.
+        lots: Vec<(i64, i64)>,
+        unpaid: i64,
+    }
+
+    impl Replay {
+        fn spend_one(&mut self) {
+            match self.lots.iter_mut().find(|(left, _)| *left > 0) {
+                Some((left, used)) => (*left, *used) = (*left - 1, *used + 1),
+                None => self.unpaid += 1,
+            }
+        }
+
+        fn write_off_one(&mut self) {
+            if self.unpaid > 0 {
+                self.unpaid -= 1;
+            } else if let Some((left, used)) = self.lots.iter_mut().rev().find(|(_, used)| *used > 0) {
+                (*left, *used) = (*left + 1, *used - 1);
+            }
+        }
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            (0_i64..60).prop_map(Event::Credit),
+            (0_i64..80).prop_map(Event::Spend),
+            (0_usize..6, 0_i64..60).prop_map(|(lot, most)| Event::Refund(lot, most)),
+            (0_i64..60).prop_map(Event::WriteOff),
+        ]
+    }
+
     proptest! {
         #[test]
         fn the_lot_formula_is_what_a_replay_gives(lots in prop::collection::vec(0_i64..60, 0..6), consumed in 0_i64..300) {
             let micros: Vec<Micros> = lots.iter().copied().map(Micros).collect();
             prop_assert_eq!(unused(&micros, Micros(consumed)), replay(&lots, consumed));
+        }
+
+        #[test]
+        fn refunds_in_the_middle_and_debts_given_up_leave_the_formula_true(events in prop::collection::vec(event(), 0..30)) {
+            let (mut replay, mut left_of, mut consumed) = (Replay::default(), Vec::new(), 0);
+            for event in events {
+                match event {
+                    Event::Credit(amount) => {
+                        left_of.push(Micros(amount));
+                        replay.lots.push((amount, 0));
+                        (0..std::mem::take(&mut replay.unpaid)).for_each(|_| replay.spend_one());
+                    }
+                    Event::Spend(cost) => {
+                        consumed += cost;
+                        (0..cost).for_each(|_| replay.spend_one());
+                    }
+                    Event::Refund(lot, most) if lot < left_of.len() => {
+                        let refunded = replay.lots[lot].0.min(most);
+                        replay.lots[lot].0 -= refunded;
+                        left_of[lot].0 -= refunded;
+                    }
+                    Event::Refund(..) => {}
+                    Event::WriteOff(most) => {
+                        // What is written off counts as not consumed.
+                        let given_up = most.min(consumed);
+                        consumed -= given_up;
+                        (0..given_up).for_each(|_| replay.write_off_one());
+                    }
+                }
+                let left: Vec<Micros> = replay.lots.iter().map(|(left, _)| Micros(*left)).collect();
+                prop_assert_eq!(unused(&left_of, Micros(consumed)), left);
+            }
         }
     }
 }

@@ -102,7 +102,11 @@ fn a_providers_name_stands_in_its_own_file_alone() {
         .filter(|(_, module)| module != "provider")
         .flat_map(|(path, _)| {
             let code = code(&path).to_lowercase();
-            names.iter().filter(move |name| code.contains(**name)).map(move |name| format!("{} names {name}", path.display())).collect::<Vec<_>>()
+            names
+                .iter()
+                .filter(move |name| code.contains(**name))
+                .map(move |name| format!("{} names {name}", path.display()))
+                .collect::<Vec<_>>()
         })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

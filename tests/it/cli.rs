@@ -337,7 +337,7 @@ fn the_demo_explains_itself_and_answers() {
             command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         wait_for("the demo to be ready", Duration::from_secs(20), || {
-            crate::support::gateway::is_ready(admin.address()).then_some(())
+            crate::support::http::is_ready(admin.address()).then_some(())
         });
         let mut said = String::new();
         while !said.contains("sk-weir-") {

@@ -1,8 +1,8 @@
 //! The whole, with nothing made up: the real llama.cpp server behind the gateway, the official OpenAI clients before it, and
 //! the server's own count of tokens against the bill.
 
-use crate::support::gateway::PRICES;
 use crate::support::ports::Port;
+use crate::support::prices::PRICES;
 use crate::support::{Connection, Gateway, Request, wait_for};
 use serde_json::Value;
 use std::net::SocketAddr;

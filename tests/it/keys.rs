@@ -142,7 +142,9 @@ fn a_stream_under_way_goes_on_when_its_account_is_suspended() {
     assert!(text.ends_with("data: [DONE]\n\n"), "{text:?}");
     // Answers that came before the suspension counted have rows, too.
     let id = head.header("x-request-id").unwrap().to_owned();
-    let row = within_a_second("the row of the stream", || gateway.rows().into_iter().find(|row| row["request_id"] == id.as_str()));
+    let row = within_a_second("the row of the stream", || {
+        gateway.rows().into_iter().find(|row| row["request_id"] == id.as_str())
+    });
     assert_eq!(row["outcome"], "completed");
 }
 

@@ -12,10 +12,12 @@
 
 mod support;
 
+mod accounts;
 mod architecture;
 mod billing;
 mod bodies;
 mod cli;
+mod crash;
 mod e2e;
 mod errors;
 mod exhausted;
@@ -29,7 +31,9 @@ mod matrix;
 mod memory;
 mod models;
 mod policy;
+mod protocol;
 mod readme;
-mod sdk_errors;
 mod routing;
+mod sdk_errors;
+mod simulation;
 mod streams;

@@ -23,6 +23,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("sudo ", "changes the machine"),
     ("curl https://", "needs the network"),
     ("export OPENAI_API_KEY", "the session has no account at a real provider"),
+    ("weir --config weir.toml serve", "its addresses are those of the gateway that runs already"),
 ];
 
 /// Where a gateway without a configuration listens for operators.
@@ -68,7 +69,7 @@ fn serve(command: &str, directory: &Path) -> Child {
         shell.args(["-c", &format!("exec {command}")]).stdout(out).stderr(Stdio::null()).spawn().unwrap();
     let address = ADMIN.parse().unwrap();
     wait_for("the gateway of the README to be ready", Duration::from_secs(20), || {
-        crate::support::gateway::is_ready(address).then_some(())
+        crate::support::http::is_ready(address).then_some(())
     });
     child
 }
@@ -110,7 +111,9 @@ fn what_the_readme_tells_to_type_works() {
         } else if command.starts_with("weir serve") {
             eprintln!("runs already: {command}");
         } else {
-            script.push_str(&format!("printf '+ %s\\n' {} >&2\n{command}\n", quoted(command)));
+            // The key that was printed is the one thing that a reader fills in.
+            let command = command.replace("sk-weir-...", &key);
+            script.push_str(&format!("printf '+ %s\\n' {} >&2\n{command}\n", quoted(&command)));
         }
     }
     let file = session.path().join("session.sh");

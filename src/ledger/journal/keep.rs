@@ -6,10 +6,13 @@ use super::{Durability, Journal};
 use std::io;
 
 impl Journal {
-    /// Waits until what has been appended is on the disk, unless nobody wants that. Tells whether there was anything.
+    /// Waits until what has been appended is on the disk, or, where nobody wants that, notes that the system has it. Tells whether there
+    /// was anything.
     pub fn sync_once(&self) -> bool {
         if self.0.settings.durability == Durability::Os {
             let written = self.state().written();
+            let to_sync = self.state().much_to_sync();
+            to_sync.inspect(|to_sync| _ = self.wait_for(to_sync));
             written.inspect(|seq| self.tell_durable(*seq)).is_some()
         } else {
             let to_sync = self.state().to_sync();
@@ -93,6 +96,15 @@ impl Journal {
                 && self.wait_for(&carried.to_sync)
             {
                 self.state().carried(&carried);
+            }
+            // Where nobody else waits for the disk, this does, once for a segment.
+            let to_sync = {
+                let state = self.state();
+                let is_waiting = self.0.settings.durability == Durability::Os && state.is_removal_waiting();
+                is_waiting.then(|| state.everything())
+            };
+            if let Some(to_sync) = to_sync {
+                self.wait_for(&to_sync);
             }
             let Some(number) = self.state().removable() else { return Ok(()) };
             self.0.disk.remove(&name(number))?;

@@ -147,7 +147,7 @@ impl Journal {
     pub fn failed(&self, _room: &Reservation, request_id: [u8; 16]) -> u64 {
         let mut state = self.state();
         let seq = self.append(&mut state, &Record::Failed(request_id).to_body());
-        state.closed(request_id);
+        state.closed(request_id, seq);
         seq
     }
 
@@ -169,7 +169,7 @@ impl Journal {
         let body = Record::Settle(settle.clone()).to_body();
         let mut state = self.state();
         let seq = self.append(&mut state, &body);
-        state.closed(settle.request_id);
+        state.closed(settle.request_id, seq);
         then(seq);
         seq
     }

@@ -80,18 +80,38 @@ pub enum Record {
 
 /// Length, checksum and sequence number.
 pub(super) const FRAME_HEAD_BYTES: usize = 16;
-/// The largest body: names and ids are bounded far below it.
+/// The largest body: a dozen numbers and five texts.
 pub(super) const BODY_MAX_BYTES: usize = 64 * 1024;
+/// The longest text in a record; the rest of a longer one is left out. What a provider calls its tier must not make a record that no
+/// segment takes.
+const TEXT_MAX_BYTES: usize = 512;
 
 impl Record {
     /// The body of its frame. Empty only where the format cannot hold it, which its types rule out.
-    pub(super) fn to_body(&self) -> Vec<u8> {
-        postcard::to_allocvec(self).unwrap_or_default()
+    pub(super) fn to_body(mut self) -> Vec<u8> {
+        match &mut self {
+            Record::Sent(sent) => {
+                bound([&mut sent.model, &mut sent.provider, &mut sent.upstream_model]);
+                bound([&mut sent.client_request_id, &mut sent.service_tier].into_iter().flatten());
+            }
+            Record::Settle(settle) => {
+                bound([&mut settle.model, &mut settle.provider, &mut settle.upstream_model]);
+                bound([&mut settle.client_request_id, &mut settle.service_tier].into_iter().flatten());
+            }
+            Record::Failed(_) | Record::Progress(_) | Record::Synced(_) => {}
+        }
+        postcard::to_allocvec(&self).unwrap_or_default()
     }
 
     /// The record in a frame's body.
     pub(super) fn from_body(body: &[u8]) -> Option<Record> {
         postcard::from_bytes(body).ok()
+    }
+}
+
+fn bound<'a>(texts: impl IntoIterator<Item = &'a mut String>) {
+    for text in texts {
+        text.truncate(text.floor_char_boundary(TEXT_MAX_BYTES));
     }
 }
 
@@ -149,6 +169,58 @@ fn checksum(salt: u64, seq: u64, body: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_text_makes_a_record_that_cannot_be_read_back() {
+        let long = "\u{e9}".repeat(BODY_MAX_BYTES);
+        let settle = Settle {
+            request_id: [1; 16],
+            account: [2; 16],
+            key: [3; 16],
+            created_at: i64::MAX,
+            client_request_id: Some(long.clone()),
+            model: long.clone(),
+            provider: long.clone(),
+            upstream_model: long.clone(),
+            service_tier: Some(long),
+            status: u16::MAX,
+            outcome: u8::MAX,
+            stream: true,
+            usage: vec![(u8::MAX, u64::MAX); 14],
+            is_reported: true,
+            price_version: u64::MAX,
+            cost_pico: i64::MIN,
+            over_pico: i64::MIN,
+            latency_ms: u64::MAX,
+            ttft_ms: Some(u64::MAX),
+        };
+        let body = Record::Settle(settle).to_body();
+        assert!(body.len() < 4 * 1024, "{} bytes", body.len());
+        let Some(Record::Settle(read)) = Record::from_body(&body) else { panic!("not read back") };
+        assert_eq!(read.service_tier.unwrap(), "\u{e9}".repeat(TEXT_MAX_BYTES / 2));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_in_a_segment_it_is_read_or_refused(
+            salt: u64,
+            seq: u64,
+            body in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            noise in proptest::collection::vec(proptest::num::u8::ANY, 0..64),
+        ) {
+            let _record_or_none = Record::from_body(&body);
+            let _frame_or_none = read_frame(&body, salt);
+            let mut bytes = Vec::new();
+            write_frame(&mut bytes, salt, seq, &body);
+            bytes.extend_from_slice(&noise);
+            match read_frame(&bytes, salt) {
+                Frame::Whole { seq: read, body: found, bytes } => {
+                    proptest::prop_assert_eq!((read, found, bytes), (seq, &body[..], FRAME_HEAD_BYTES + body.len()));
+                }
+                Frame::Unwritten | Frame::Broken => proptest::prop_assert!(body.is_empty()),
+            }
+        }
+    }
 
     #[test]
     fn a_frame_passes_its_check_only_as_it_was_written() {

@@ -59,35 +59,144 @@ pub(super) fn name(number: u64) -> String {
 
 /// Reads every segment of a journal.
 ///
-/// A segment that begins at a number which an earlier one has, too, replaces the earlier one's records from there on: they were
-/// written again because the earlier file could not be trusted.
+/// A number is given to one record, once: a record that is whole and has the next number is the next one, in whatever segment it stands.
+/// Where a file failed, what was not known to be on the disk was written again to a later one, which so overlaps it.
 pub fn scan(disk: &dyn Disk) -> Result<Scanned, ScanError> {
     let mut names: Vec<String> = disk.list()?.into_iter().filter(|name| name.ends_with(".journal")).collect();
     names.sort();
-    let mut scanned = Scanned::default();
-    let mut parts = Vec::new();
+    let mut reading = Reading { is_whole: names.first() == Some(&name(1)), ..Reading::default() };
     for file in names {
         let bytes = disk.read(&file)?;
-        scanned.bytes += bytes.len() as u64;
-        parts.extend(Part::open(file, bytes)?);
-    }
-    for (at, part) in parts.iter().enumerate() {
-        let next = scanned.records.last().map(|(seq, _)| seq + 1);
-        let first_seq = part.first_seq();
-        let broken_at = match (first_seq, next) {
-            (None, _) => Some(HEAD_BYTES),
-            (Some(first_seq), Some(next)) if first_seq > next => Some(HEAD_BYTES),
-            (Some(first_seq), _) => part.read_from(first_seq, &mut scanned)?,
-        };
-        let expected = scanned.records.last().map_or(1, |(seq, _)| seq + 1);
-        let is_replaced =
-            parts.get(at + 1).and_then(Part::first_seq).is_some_and(|first_seq| first_seq <= expected);
-        if let Some(offset) = broken_at.filter(|_| !is_replaced) {
-            cut(&parts[at..], offset, expected, &mut scanned)?;
-            break;
+        reading.scanned.bytes += bytes.len() as u64;
+        if let Some(part) = Part::open(file, bytes)? {
+            reading.take(&part)?;
         }
     }
-    Ok(scanned)
+    reading.end()
+}
+
+/// What has been read.
+#[derive(Default)]
+struct Reading {
+    scanned: Scanned,
+    /// No segment has been removed.
+    is_whole: bool,
+    breaks: Vec<Break>,
+}
+
+/// A place behind which a segment has something that cannot be read on from there.
+struct Break {
+    file: String,
+    offset: usize,
+    /// The number that was to come.
+    expected: u64,
+    /// Up to the last byte that is not zero.
+    bytes: u64,
+    /// What the records behind it say to be on the disk.
+    synced_seq: Option<u64>,
+    /// The lowest number behind it; looked for only where nothing at all has been read.
+    lowest_seq: Option<u64>,
+    /// A later segment goes on from here.
+    is_replaced: bool,
+}
+
+impl Reading {
+    /// The number of the next record; `None` where none has been read, and any may be the first: earlier segments were removed.
+    fn expected(&self) -> Option<u64> {
+        self.scanned.records.last().map(|(seq, _)| seq + 1).or(self.is_whole.then_some(1))
+    }
+
+    fn take(&mut self, part: &Part) -> Result<(), ScanError> {
+        let first_seq = part.first_seq().filter(|first_seq| match self.expected() {
+            Some(expected) => *first_seq <= expected,
+            // A first segment that cannot be read is replaced only by one that has all that it has.
+            None => self.breaks.iter().all(|broken| broken.lowest_seq.is_none_or(|seq| *first_seq < seq)),
+        });
+        let Some(first_seq) = first_seq else {
+            self.stop_at(part, HEAD_BYTES);
+            return Ok(());
+        };
+        self.breaks.iter_mut().for_each(|broken| broken.is_replaced = true);
+        if let Some(offset) = self.read(part, first_seq)? {
+            self.stop_at(part, offset);
+        }
+        Ok(())
+    }
+
+    /// Reads the records up to the first place that is none. That place, where something else than zeros is there.
+    fn read(&mut self, part: &Part, first_seq: u64) -> Result<Option<usize>, ScanError> {
+        let (mut next, mut offset) = (first_seq, HEAD_BYTES);
+        loop {
+            let rest = &part.bytes[offset..];
+            match read_frame(rest, part.salt) {
+                Frame::Whole { seq, body, bytes } if seq == next => {
+                    let record =
+                        Record::from_body(body).ok_or_else(|| part.damaged(offset, "an unknown record"))?;
+                    if !self.add(seq, record) {
+                        return Err(part.damaged(offset, "another record has the same sequence number"));
+                    }
+                    next += 1;
+                    offset += bytes;
+                }
+                Frame::Whole { .. } => {
+                    return Err(part.damaged(offset, "the sequence number is not the next one"));
+                }
+                Frame::Unwritten if is_zero(rest) => return Ok(None),
+                Frame::Unwritten | Frame::Broken => return Ok(Some(offset)),
+            }
+        }
+    }
+
+    /// Whether this is the record that the number has.
+    fn add(&mut self, seq: u64, record: Record) -> bool {
+        let records = &mut self.scanned.records;
+        let (Some((base, _)), Some((last, _))) = (records.first(), records.last()) else {
+            records.push((seq, record));
+            return true;
+        };
+        if seq > *last {
+            records.push((seq, record));
+            return true;
+        }
+        // What comes before the first record of the oldest segment was removed, since nobody needs it.
+        let known = seq.checked_sub(*base).and_then(|at| records.get(usize::try_from(at).ok()?));
+        known.is_none_or(|(_, known)| *known == record)
+    }
+
+    fn stop_at(&mut self, part: &Part, offset: usize) {
+        let rest = part.bytes.get(offset..).unwrap_or_default();
+        let written = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let rest = &rest[..written];
+        let nothing_read = self.scanned.records.is_empty();
+        self.breaks.push(Break {
+            file: part.file.clone(),
+            offset,
+            expected: self.expected().unwrap_or(0),
+            bytes: written as u64,
+            synced_seq: last_synced(rest, part.salt),
+            lowest_seq: if nothing_read { lowest_seq(rest, part.salt) } else { None },
+            is_replaced: false,
+        });
+    }
+
+    /// Cuts the journal off behind the last record that was read, if nothing behind it was known to be on the disk.
+    fn end(mut self) -> Result<Scanned, ScanError> {
+        // A segment is removed when the next record is on the disk: it cannot be missing.
+        let expected = self.expected().unwrap_or(0);
+        let synced_seq = self.breaks.iter().filter_map(|broken| broken.synced_seq).max().unwrap_or(0);
+        let at = self.breaks.iter().find(|broken| broken.expected == expected).or(self.breaks.first());
+        if let Some(at) = at.filter(|_| synced_seq >= expected) {
+            tracing::error!(expected, synced_seq, "the journal is damaged before its tail");
+            return Err(ScanError::Damaged {
+                file: at.file.clone(),
+                offset: at.offset as u64,
+                what: "a record fails its check that was on the disk",
+            });
+        }
+        self.scanned.torn_bytes =
+            self.breaks.iter().filter(|broken| !broken.is_replaced).map(|broken| broken.bytes).sum();
+        Ok(self.scanned)
+    }
 }
 
 /// A segment that was used.
@@ -100,7 +209,7 @@ struct Part {
 impl Part {
     /// The segment, if anything was written to it.
     fn open(file: String, bytes: Vec<u8>) -> Result<Option<Part>, ScanError> {
-        let is_unwritten = bytes.iter().skip(HEAD_BYTES).all(|byte| *byte == 0);
+        let is_unwritten = is_zero(bytes.get(HEAD_BYTES..).unwrap_or_default());
         let salt = bytes.get(16..24).and_then(|salt| salt.try_into().ok()).map(u64::from_le_bytes);
         match salt {
             _ if is_unwritten => Ok(None),
@@ -117,74 +226,48 @@ impl Part {
         }
     }
 
-    /// Reads the records up to the first place that is none. That place, where something else than zeros is there.
-    fn read_from(&self, first_seq: u64, scanned: &mut Scanned) -> Result<Option<usize>, ScanError> {
-        while scanned.records.last().is_some_and(|(seq, _)| *seq >= first_seq) {
-            scanned.records.pop();
-        }
-        let mut expected = first_seq;
-        let mut offset = HEAD_BYTES;
-        loop {
-            match read_frame(&self.bytes[offset..], self.salt) {
-                Frame::Whole { seq, body, bytes } if seq == expected => {
-                    let record =
-                        Record::from_body(body).ok_or_else(|| self.damaged(offset, "an unknown record"))?;
-                    scanned.records.push((seq, record));
-                    expected += 1;
-                    offset += bytes;
-                }
-                Frame::Whole { .. } => {
-                    return Err(self.damaged(offset, "the sequence number is not the next one"));
-                }
-                Frame::Unwritten => {
-                    let is_clean = self.bytes[offset..].iter().all(|byte| *byte == 0);
-                    return Ok((!is_clean).then_some(offset));
-                }
-                Frame::Broken => return Ok(Some(offset)),
-            }
-        }
-    }
-
     fn damaged(&self, offset: usize, what: &'static str) -> ScanError {
         ScanError::Damaged { file: self.file.clone(), offset: offset as u64, what }
     }
 }
 
-/// Cuts the journal off at this place of the first of these segments: nothing behind it was known to be on the disk.
-fn cut(parts: &[Part], offset: usize, expected: u64, scanned: &mut Scanned) -> Result<(), ScanError> {
-    for (at, part) in parts.iter().enumerate() {
-        let from = if at == 0 { offset } else { HEAD_BYTES };
-        let rest = part.bytes.get(from..).unwrap_or_default();
-        if let Some(synced_seq) = last_synced(rest, part.salt).filter(|synced_seq| *synced_seq >= expected) {
-            tracing::error!(expected, synced_seq, "the journal is damaged before its tail");
-            return Err(parts[0].damaged(offset, "a record fails its check that was on the disk"));
-        }
-        let written = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        scanned.torn_bytes += written as u64;
-    }
-    Ok(())
-}
-
 /// The highest number that a record anywhere in these bytes says to be on the disk.
 fn last_synced(bytes: &[u8], salt: u64) -> Option<u64> {
-    let candidates = 0..bytes.len().saturating_sub(FRAME_HEAD_BYTES);
-    candidates
-        .filter(|at| {
-            let length =
-                bytes[*at..].first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
-            // A mark of what is synced is a short record: no other needs its check computed.
-            (1..=SYNCED_BODY_MAX_BYTES).contains(&length)
-        })
-        .filter_map(|at| match read_frame(&bytes[at..], salt) {
-            Frame::Whole { body, .. } => Record::from_body(body),
-            Frame::Unwritten | Frame::Broken => None,
-        })
-        .filter_map(|record| match record {
+    // A mark of what is synced is a short record: no other needs its check computed.
+    whole_frames(bytes, salt, SYNCED_BODY_MAX_BYTES)
+        .filter_map(|(_, body)| match Record::from_body(body)? {
             Record::Synced(seq) => Some(seq),
             Record::Sent(_) | Record::Failed(_) | Record::Progress(_) | Record::Settle(_) => None,
         })
         .max()
 }
 
+/// The lowest number of a whole record anywhere in these bytes.
+fn lowest_seq(bytes: &[u8], salt: u64) -> Option<u64> {
+    whole_frames(bytes, salt, SEARCHED_BODY_MAX_BYTES).map(|(seq, _)| seq).min()
+}
+
+/// Every frame that begins anywhere in these bytes, with a body up to this size.
+fn whole_frames(bytes: &[u8], salt: u64, body_max_bytes: usize) -> impl Iterator<Item = (u64, &[u8])> {
+    let candidates = 0..bytes.len().saturating_sub(FRAME_HEAD_BYTES);
+    candidates.filter_map(move |at| {
+        let length = u32::from_le_bytes(*bytes[at..].first_chunk::<4>()?) as usize;
+        if !(1..=body_max_bytes).contains(&length) {
+            return None;
+        }
+        match read_frame(&bytes[at..], salt) {
+            Frame::Whole { seq, body, .. } => Some((seq, body)),
+            Frame::Unwritten | Frame::Broken => None,
+        }
+    })
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
+}
+
+const ZEROS: [u8; 4096] = [0; 4096];
 /// The variant and a number of 64 bits in the format's variable length.
 const SYNCED_BODY_MAX_BYTES: usize = 12;
+/// Above every record that is written.
+const SEARCHED_BODY_MAX_BYTES: usize = 4 * 1024;

@@ -3,7 +3,8 @@
 use super::disk::Segment;
 use super::record::{FRAME_HEAD_BYTES, Record, write_frame};
 use super::scan::HEAD_BYTES;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -17,9 +18,15 @@ pub(super) struct State {
     old: BTreeMap<u64, Old>,
     /// Full, and not known to be on the disk.
     full: Vec<Full>,
-    /// Requests that were sent and are not settled, by the segment that holds what is needed to bill them.
-    requests: HashMap<[u8; 16], Request>,
+    /// Requests that were sent and are not settled. In order, so that a simulation of it repeats.
+    requests: BTreeMap<[u8; 16], Request>,
+    /// Requests that ended: where, and what was needed to bill them until then. Until the end is on the disk, that is needed still.
+    ended: VecDeque<Ended>,
     unsynced: Unsynced,
+    /// Everything up to here was waited for.
+    synced_seq: u64,
+    /// Everything up to here counts as on the disk: the same, or what the system has, where that is enough.
+    told_seq: u64,
     /// What the disk has, to be written down with the next record.
     synced_mark: Option<u64>,
     frame: Vec<u8>,
@@ -66,6 +73,11 @@ struct Request {
     progress: Option<Vec<u8>>,
 }
 
+struct Ended {
+    seq: u64,
+    first_seq: u64,
+}
+
 /// Records that are not known to be on the disk: their numbers and bodies, to be written again should the file fail.
 #[derive(Default)]
 struct Unsynced {
@@ -91,6 +103,8 @@ pub(super) struct Carried {
 const TAIL_BYTES: u64 = 4 * 1024;
 /// What is kept in memory while the disk is waited for; beyond that nothing is admitted.
 const UNSYNCED_MAX_BYTES: usize = 64 << 20;
+/// The same, where nobody waits for the disk: beyond that it is waited for.
+const UNSYNCED_MUCH_BYTES: usize = 4 << 20;
 
 impl State {
     pub(super) fn new(segment_bytes: u64) -> State {
@@ -101,8 +115,11 @@ impl State {
             spares: VecDeque::new(),
             old: BTreeMap::new(),
             full: Vec::new(),
-            requests: HashMap::new(),
+            requests: BTreeMap::new(),
+            ended: VecDeque::new(),
             unsynced: Unsynced::default(),
+            synced_seq: 0,
+            told_seq: 0,
             synced_mark: None,
             frame: Vec::new(),
             failure: None,
@@ -199,8 +216,10 @@ impl State {
 
     pub(super) fn opened(&mut self, request_id: [u8; 16], seq: u64, sent: Vec<u8>) {
         // Sent once more without having failed: until that is on the disk, the earlier record is needed.
-        let seq = self.requests.get(&request_id).map_or(seq, |request| request.seq);
-        self.requests.insert(request_id, Request { seq, sent, progress: None });
+        match self.requests.entry(request_id) {
+            Entry::Vacant(request) => _ = request.insert(Request { seq, sent, progress: None }),
+            Entry::Occupied(mut request) => request.get_mut().sent = sent,
+        }
     }
 
     pub(super) fn progressed(&mut self, request_id: [u8; 16], body: &[u8]) {
@@ -209,8 +228,10 @@ impl State {
         }
     }
 
-    pub(super) fn closed(&mut self, request_id: [u8; 16]) {
-        self.requests.remove(&request_id);
+    pub(super) fn closed(&mut self, request_id: [u8; 16], seq: u64) {
+        if let Some(request) = self.requests.remove(&request_id) {
+            self.ended.push_back(Ended { seq, first_seq: request.seq });
+        }
     }
 
     /// Writes what the oldest segment holds of open requests once more. When that is on the disk, and [`State::carried`] was told, the
@@ -250,11 +271,28 @@ impl State {
         }
     }
 
-    /// The oldest segment, if nothing in it is needed: all before it is gone, all in it is applied, no open request rests on it.
+    /// The oldest segment, if nothing in it is needed: all before it is gone, all in it is applied, no open request rests on it. What
+    /// makes that so is on the disk, and so is what follows it: a power cut leaves no journal whose beginning is missing.
     pub(super) fn removable(&self) -> Option<u64> {
-        let (&number, old) = self.old.first_key_value()?;
-        let is_needed = self.requests.values().any(|request| request.seq <= old.last_seq);
-        (old.last_seq <= self.applied_seq && !is_needed).then_some(number)
+        self.oldest_applied()
+            .filter(|(_, last_seq)| !self.waits_for_disk(*last_seq))
+            .map(|(number, _)| number)
+    }
+
+    /// Whether the oldest segment could go, were all that was appended on the disk.
+    pub(super) fn is_removal_waiting(&self) -> bool {
+        self.failure.is_none()
+            && self.oldest_applied().is_some_and(|(_, last_seq)| self.waits_for_disk(last_seq))
+    }
+
+    fn oldest_applied(&self) -> Option<(u64, u64)> {
+        let (&number, &Old { last_seq }) = self.old.first_key_value()?;
+        let is_needed = self.requests.values().any(|request| request.seq <= last_seq);
+        (last_seq <= self.applied_seq && !is_needed).then_some((number, last_seq))
+    }
+
+    fn waits_for_disk(&self, last_seq: u64) -> bool {
+        self.synced_seq <= last_seq || self.ended.iter().any(|ended| ended.first_seq <= last_seq)
     }
 
     pub(super) fn removed(&mut self, number: u64) {
@@ -278,10 +316,10 @@ impl State {
     }
 
     pub(super) fn has_to_sync(&self) -> bool {
-        !self.unsynced.lengths.is_empty() && self.failure.is_none()
+        self.last_seq() > self.told_seq && self.failure.is_none()
     }
 
-    fn everything(&self) -> ToSync {
+    pub(super) fn everything(&self) -> ToSync {
         let mut files: Vec<Arc<dyn Segment>> = self.full.iter().map(|full| Arc::clone(&full.file)).collect();
         files.extend(self.current.as_ref().map(|open| Arc::clone(&open.file)));
         ToSync { files, seq: self.last_seq(), failures: self.failures }
@@ -297,16 +335,23 @@ impl State {
         self.full.retain(|full| full.last_seq > done.seq);
         self.unsynced.forget_to(done.seq);
         self.synced_mark = Some(done.seq);
+        self.synced_seq = self.synced_seq.max(done.seq);
+        self.told_seq = self.told_seq.max(done.seq);
+        while self.ended.pop_front_if(|ended| ended.seq <= done.seq).is_some() {}
         true
     }
 
-    /// Nobody waits for the disk: what the system has is as good as there.
+    /// What the system has is as good as on the disk. The number up to which that is news.
     pub(super) fn written(&mut self) -> Option<u64> {
-        if !self.has_to_sync() {
-            return None;
-        }
-        self.unsynced.forget_to(self.last_seq());
-        Some(self.last_seq())
+        self.has_to_sync().then(|| {
+            self.told_seq = self.last_seq();
+            self.told_seq
+        })
+    }
+
+    /// What is to be waited for all the same, so that memory does not fill up with what would be written again after a failure.
+    pub(super) fn much_to_sync(&self) -> Option<ToSync> {
+        (self.unsynced.bytes.len() > UNSYNCED_MUCH_BYTES && self.failure.is_none()).then(|| self.everything())
     }
 
     /// Waiting for these files failed.
@@ -331,7 +376,8 @@ impl State {
 
     /// What may be taken above the bound of all segments: a journal that cannot be repaired would keep what is settled in memory alone.
     pub(super) fn excess_bytes(&self) -> u64 {
-        let segments = self.unsynced.frames_bytes() / self.segment_bytes.saturating_sub(TAIL_BYTES).max(1) + 2;
+        let segments =
+            self.unsynced.frames_bytes() / self.segment_bytes.saturating_sub(TAIL_BYTES).max(1) + 2;
         if self.failure.is_some() { segments * self.segment_bytes } else { 0 }
     }
 

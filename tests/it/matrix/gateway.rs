@@ -16,7 +16,9 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use weir::relay::{self, Budget, Control, Curfew, Linger, Origin, Resolver, ResolverSettings, Timeouts, Unread, head};
+use weir::relay::{
+    self, Budget, Control, Curfew, Linger, Origin, Resolver, ResolverSettings, Timeouts, Unread, head,
+};
 
 /// What the matrix asks for in the place of the body's first byte, longer than it.
 pub(super) const REWRITTEN: &[u8] = b"{\"model\":\"provider/a-long-name\",";
@@ -50,11 +52,8 @@ impl Gateway {
             budget: Budget::new(512 << 20),
             outcomes: Arc::default(),
         };
-        let proxy = Proxy {
-            peers,
-            gateway: gateway.clone(),
-            resolver: Resolver::new(ResolverSettings::default()),
-        };
+        let proxy =
+            Proxy { peers, gateway: gateway.clone(), resolver: Resolver::new(ResolverSettings::default()) };
         let mut app = http_proxy(&Arc::new(ServerConf::default()), proxy);
         let mut options = HttpServerOptions::default();
         options.h2c = true;

@@ -1,6 +1,7 @@
 //! The invariants that hold at the end of every test, read from outside: command line and log, never the database.
 
-use super::gateway::{Gateway, PRICES, rows_of};
+use super::gateway::{Gateway, rows_of};
+use super::prices::PRICES;
 use super::upstream::{PROVIDER_KEY, Upstream};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};

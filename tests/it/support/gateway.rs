@@ -7,8 +7,9 @@ pub(crate) use builder::Builder;
 
 use super::audit;
 use super::cli::Cli;
-use super::http::{Connection, Head, Reply, Request, status_of};
+use super::http::{Connection, Head, Reply, Request, is_ready, status_of};
 use super::ports::Port;
+use super::prices::PRICES;
 use super::upstream::Upstream;
 use super::wait_for;
 use serde_json::{Value, json};
@@ -23,18 +24,6 @@ use weir::money::Micros;
 
 /// The model names that a provider is asked for: unlike ours, so that a mix-up shows.
 pub(crate) const PROVIDER_MODEL: &str = "provider-model";
-
-/// Dollars per million units, by class, of each priced model of [`Builder::standard_models`]. Odd numbers, so that rounding
-/// anywhere would show.
-pub(crate) const PRICES: [(&str, &[(&str, &str)]); 4] = [
-    ("tiny", &[("input", "0.15"), ("cache_read", "0.075"), ("output", "0.60")]),
-    (
-        "rich",
-        &[("input", "1.234567"), ("cache_read", "0.123457"), ("output", "7.654321"), ("reasoning", "9.1")],
-    ),
-    ("dear", &[("input", "150"), ("output", "600")]),
-    ("embed", &[("input", "0.02")]),
-];
 
 /// An account with a key.
 #[derive(Clone, Debug)]
@@ -264,14 +253,19 @@ impl Gateway {
         String::from_utf8_lossy(&[read("serve.out"), read("serve.err")].concat()).into_owned()
     }
 
-    /// Starts the process and waits until it is ready.
-    pub(crate) fn serve(&mut self) {
+    /// Starts the process.
+    pub(crate) fn spawn(&mut self) {
         let file = |name: &str| {
             File::options().create(true).append(true).open(self.directory.path().join(name)).unwrap()
         };
         let mut command = self.cli.command(&["serve"]);
         command.stdin(Stdio::null()).stdout(file("serve.out")).stderr(file("serve.err"));
         self.child = Some(command.spawn().expect("the weir binary starts"));
+    }
+
+    /// Starts the process and waits until it is ready.
+    pub(crate) fn serve(&mut self) {
+        self.spawn();
         let end = Instant::now() + Duration::from_secs(20);
         while !is_ready(self.admin()) {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
@@ -289,19 +283,25 @@ impl Gateway {
 
     /// Asks the process to stop, and waits until it has.
     pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
-        let mut child = self.child.take()?;
-        let told = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+        let id = self.child.as_ref()?.id().to_string();
+        let told = Command::new("kill").args(["-TERM", &id]).status();
         assert!(told.is_ok_and(|status| status.success()), "SIGTERM is sent");
-        let end = Instant::now() + Duration::from_secs(20);
+        Some(self.ended(Duration::from_secs(20)))
+    }
+
+    /// Waits until the process has ended.
+    pub(crate) fn ended(&mut self, most: Duration) -> ExitStatus {
+        let mut child = self.child.take().expect("the gateway runs");
+        let end = Instant::now() + most;
         while Instant::now() < end {
             if let Some(status) = child.try_wait().unwrap() {
-                return Some(status);
+                return status;
             }
             std::thread::sleep(super::ms(10));
         }
         let _ = child.kill();
         let _ = child.wait();
-        panic!("still there 20 s after SIGTERM:\n{}", tail(&self.log()));
+        panic!("still there after {most:?}:\n{}", tail(&self.log()));
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Books> {
@@ -359,16 +359,8 @@ fn wait_for_books(gateway: &Gateway) -> Vec<String> {
 
 /// All request rows of an account, newest first.
 pub(crate) fn rows_of(cli: &Cli, account: &str) -> Vec<Value> {
-    let rows = cli.json(&["usage", "--account", account, "--limit", "1000"]);
+    let rows = cli.json(&["usage", "--account", account, "--limit", "100000"]);
     rows.as_array().expect("an array of requests").clone()
-}
-
-/// Whether the admin listener says that the gateway is ready.
-pub(crate) fn is_ready(admin: SocketAddr) -> bool {
-    let Ok(stream) = std::net::TcpStream::connect(admin) else { return false };
-    let mut connection = Connection::over(stream, admin);
-    let asked = connection.send(&Request::get("/readyz").to_bytes(admin));
-    asked.and_then(|()| connection.reply()).is_ok_and(|reply| reply.status == 200)
 }
 
 /// Waits for something that another process brings about in under one second.

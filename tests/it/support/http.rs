@@ -408,6 +408,14 @@ pub(crate) fn status_of(head: &Head) -> u16 {
     text.parse().unwrap_or_else(|_| panic!("not a status line: {:?}", head.first_line))
 }
 
+/// Whether the admin listener says that the gateway is ready.
+pub(crate) fn is_ready(admin: SocketAddr) -> bool {
+    let Ok(stream) = TcpStream::connect(admin) else { return false };
+    let mut connection = Connection::over(stream, admin);
+    let asked = connection.send(&Request::get("/readyz").to_bytes(admin));
+    asked.and_then(|()| connection.reply()).is_ok_and(|reply| reply.status == 200)
+}
+
 fn is_cut(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -6,6 +6,7 @@ pub(crate) mod cli;
 pub(crate) mod gateway;
 pub(crate) mod http;
 pub(crate) mod ports;
+pub(crate) mod prices;
 pub(crate) mod upstream;
 
 pub(crate) use gateway::Gateway;

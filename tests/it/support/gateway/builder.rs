@@ -3,6 +3,7 @@
 use super::{Account, Gateway, PRICES, PROVIDER_MODEL};
 use crate::support::cli::{Cli, PROVIDER_KEY_VARIABLE};
 use crate::support::ports::Port;
+use crate::support::prices::price_file;
 use crate::support::upstream::Upstream;
 use std::fmt::Write as _;
 use std::fs;
@@ -13,6 +14,7 @@ use std::sync::Mutex;
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     server: String,
+    journal: String,
     rest: String,
     upstreams: Vec<Upstream>,
     credit: Option<String>,
@@ -116,6 +118,13 @@ impl Builder {
         self
     }
 
+    /// More lines in `[journal]`.
+    pub(crate) fn journal(mut self, lines: &str) -> Builder {
+        self.journal.push_str(lines);
+        self.journal.push('\n');
+        self
+    }
+
     /// How much the account has, in dollars; 10 where not said.
     pub(crate) fn credit(mut self, usd: &str) -> Builder {
         self.credit = Some(usd.to_owned());
@@ -162,22 +171,13 @@ impl Builder {
     fn text(&self, listen: SocketAddr, admin: SocketAddr) -> String {
         let mut text = format!("[server]\nlisten = [\"{listen}\"]\nthreads = 1\n{}\n", self.server);
         let _ = write!(text, "[admin]\nlisten = \"{admin}\"\n\n[store]\nurl = \"sqlite:data/weir.db\"\n\n");
-        let _ =
-            write!(text, "[auth]\npepper = \"file:data/pepper\"\n\n[journal]\ndir = \"data/journal\"\n\n");
+        let _ = write!(
+            text,
+            "[auth]\npepper = \"file:data/pepper\"\n\n[journal]\ndir = \"data/journal\"\n{}\n",
+            self.journal
+        );
         let _ = writeln!(text, "[[tier]]\nname = \"default\"\nrequests_per_minute = 1000000");
         let _ = writeln!(text, "tokens_per_minute = 1000000000\nconcurrent_requests = 1000");
         text + &self.rest
     }
-}
-
-fn price_file() -> String {
-    let mut text = String::new();
-    for (model, classes) in PRICES {
-        let _ = write!(text, "[[price]]\nmodel = \"{model}\"\n");
-        for (class, usd) in classes {
-            let _ = writeln!(text, "{class} = \"{usd}\"");
-        }
-        text.push('\n');
-    }
-    text
 }
