@@ -2,9 +2,9 @@
 //!
 //! Takes exactly the texts that `serde_json` takes when it passes over the values, and gives the same keys and values; the tests
 //! hold the two against each other. It stands beside `serde_json` because every request, every answer and every event of a stream
-//! goes through it, and it takes less than half of the time: `serde_json` needs a pass of its own for the depth, looks at long
-//! texts a word at a time, and pays for each value that it lends. What is wrong with a text is still
-//! for `serde_json` to say.
+//! goes through it, and on a request it takes half of the time, and less where escapes are few: `serde_json` needs a pass of
+//! its own for the depth, looks at long texts a word at a time, and pays for each value that it lends. What is wrong with a text
+//! is still for `serde_json` to say.
 //!
 //! No recursion, and no allocation above 64 levels.
 

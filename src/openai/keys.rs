@@ -60,7 +60,7 @@ impl<'a> Object<'a> {
     /// Reads a body.
     pub(super) fn read(text: &'a str, depth_max: usize, watch: &mut impl Watch) -> Result<Self, Fault> {
         let mut read = Object::default();
-        object(text, depth_max, watch, |key, value| match slot(&key, &NAMES) {
+        object(text, depth_max, watch, |key, value| match slot(&key, is_plain(&key), &NAMES) {
             Some((position, true)) if read.values[position].is_none() => read.values[position] = Some(value),
             Some((position, _)) => read.ambiguous = read.ambiguous.or(Some(NAMES[position])),
             None => {}
@@ -79,10 +79,15 @@ impl<'a> Object<'a> {
     }
 }
 
+#[expect(clippy::ptr_arg, reason = "whether it is borrowed is what is asked")]
+fn is_plain(key: &Cow<'_, str>) -> bool {
+    matches!(key, Cow::Borrowed(_))
+}
+
 /// Which of the names some reader could take the key for, and whether every reader would.
-fn slot(key: &Cow<'_, str>, names: &[&str]) -> Option<(usize, bool)> {
-    if let Some(position) = names.iter().position(|name| name == key) {
-        return Some((position, matches!(key, Cow::Borrowed(_))));
+fn slot(key: &str, is_plain: bool, names: &[&str]) -> Option<(usize, bool)> {
+    if let Some(position) = names.iter().position(|name| **name == *key) {
+        return Some((position, is_plain));
     }
     let folds = |byte: u8| byte.is_ascii_uppercase() || !byte.is_ascii();
     if !key.bytes().any(folds) {
@@ -114,7 +119,7 @@ impl<'a> StreamOptions<'a> {
         let mut options = StreamOptions { is_empty: true, ..StreamOptions::default() };
         object(text, usize::MAX, &mut (), |key, value| {
             options.is_empty = false;
-            match slot(&key, &["include_usage"]) {
+            match slot(&key, is_plain(&key), &["include_usage"]) {
                 None => {}
                 Some((_, true)) if options.include_usage.is_none() => options.include_usage = Some(value),
                 Some(_) => options.is_ambiguous = true,
