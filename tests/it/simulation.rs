@@ -2,6 +2,7 @@
 //! waits that fail, a disk that is full, answers that are lost. A seed repeats what happened: `WEIR_SIMULATION_SEED=17` runs that one,
 //! `WEIR_SIMULATION_SEEDS=1000000` as many from the first on.
 
+mod bill;
 mod database;
 mod disk;
 mod journal;

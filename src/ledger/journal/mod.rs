@@ -13,6 +13,7 @@ mod record;
 mod scan;
 mod state;
 mod threads;
+mod unsynced;
 
 pub use disk::{Directory, Disk, Segment};
 pub use record::{Progress, Record, Sent, Settle};
@@ -136,7 +137,7 @@ impl Journal {
 
     /// Notes that a request goes to a provider next. Returns its number once `write(2)` has returned.
     pub fn sent(&self, _room: &Reservation, sent: &Sent) -> u64 {
-        let body = Record::Sent(sent.clone()).to_body();
+        let body = Record::Sent(sent.clone()).into_body();
         let mut state = self.state();
         let seq = self.append(&mut state, &body);
         state.opened(sent.request_id, seq, body);
@@ -146,14 +147,14 @@ impl Journal {
     /// Notes that the attempt ended and its provider bills nothing.
     pub fn failed(&self, _room: &Reservation, request_id: [u8; 16]) -> u64 {
         let mut state = self.state();
-        let seq = self.append(&mut state, &Record::Failed(request_id).to_body());
+        let seq = self.append(&mut state, &Record::Failed(request_id).into_body());
         state.closed(request_id, seq);
         seq
     }
 
     /// Notes how far an answer is, if that takes no room from what must be written.
     pub fn progress(&self, progress: Progress) -> Option<u64> {
-        let body = Record::Progress(progress).to_body();
+        let body = Record::Progress(progress).into_body();
         let mut state = self.state();
         let spare = state.room_bytes().saturating_sub(state.reserved_bytes);
         if state.has_failed() || spare < REQUEST_BYTES {
@@ -166,7 +167,7 @@ impl Journal {
     /// Notes how a request ended. `then` is called with its number before any later one is given out, so that a queue that it fills is in
     /// the order of the numbers.
     pub fn settle(&self, _room: &Reservation, settle: &Settle, then: impl FnOnce(u64)) -> u64 {
-        let body = Record::Settle(settle.clone()).to_body();
+        let body = Record::Settle(settle.clone()).into_body();
         let mut state = self.state();
         let seq = self.append(&mut state, &body);
         state.closed(settle.request_id, seq);

@@ -88,7 +88,7 @@ const TEXT_MAX_BYTES: usize = 512;
 
 impl Record {
     /// The body of its frame. Empty only where the format cannot hold it, which its types rule out.
-    pub(super) fn to_body(mut self) -> Vec<u8> {
+    pub(super) fn into_body(mut self) -> Vec<u8> {
         match &mut self {
             Record::Sent(sent) => {
                 bound([&mut sent.model, &mut sent.provider, &mut sent.upstream_model]);
@@ -194,7 +194,7 @@ mod tests {
             latency_ms: u64::MAX,
             ttft_ms: Some(u64::MAX),
         };
-        let body = Record::Settle(settle).to_body();
+        let body = Record::Settle(settle).into_body();
         assert!(body.len() < 4 * 1024, "{} bytes", body.len());
         let Some(Record::Settle(read)) = Record::from_body(&body) else { panic!("not read back") };
         assert_eq!(read.service_tier.unwrap(), "\u{e9}".repeat(TEXT_MAX_BYTES / 2));

@@ -3,6 +3,7 @@
 use super::disk::Segment;
 use super::record::{FRAME_HEAD_BYTES, Record, write_frame};
 use super::scan::HEAD_BYTES;
+use super::unsynced::Unsynced;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -78,14 +79,6 @@ struct Ended {
     first_seq: u64,
 }
 
-/// Records that are not known to be on the disk: their numbers and bodies, to be written again should the file fail.
-#[derive(Default)]
-struct Unsynced {
-    bytes: Vec<u8>,
-    first_seq: u64,
-    lengths: VecDeque<u32>,
-}
-
 /// What is to be waited for.
 pub(super) struct ToSync {
     pub(super) files: Vec<Arc<dyn Segment>>,
@@ -136,7 +129,7 @@ impl State {
 
     /// Appends a record, and before it the mark of what is synced, if there is a new one, in one write.
     pub(super) fn append(&mut self, body: &[u8]) -> u64 {
-        let mark = self.synced_mark.take().map(|seq| Record::Synced(seq).to_body());
+        let mark = self.synced_mark.take().map(|seq| Record::Synced(seq).into_body());
         let first = self.next_seq;
         let records: Vec<(u64, &[u8])> = (first..).zip(mark.as_deref().into_iter().chain([body])).collect();
         self.next_seq += records.len() as u64;
@@ -241,19 +234,22 @@ impl State {
         if last_seq > self.applied_seq || self.failure.is_some() {
             return None;
         }
-        let held = self.requests.iter().filter(|(_, request)| request.seq <= last_seq);
-        let held: Vec<([u8; 16], Vec<u8>, Option<Vec<u8>>)> =
-            held.map(|(id, request)| (*id, request.sent.clone(), request.progress.clone())).collect();
+        let held: Vec<([u8; 16], Vec<Vec<u8>>)> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.seq <= last_seq)
+            .map(|(id, request)| (*id, [Some(request.sent.clone()), request.progress.clone()]))
+            .map(|(id, bodies)| (id, bodies.into_iter().flatten().collect()))
+            .collect();
         let mut requests = Vec::new();
-        for (request_id, sent, progress) in held {
-            let bytes = sent.len() + progress.as_ref().map_or(0, Vec::len) + 4 * FRAME_HEAD_BYTES;
+        for (request_id, bodies) in held {
+            // Each may come with a mark of what is synced.
+            let bytes: usize = bodies.iter().map(|body| body.len() + 3 * FRAME_HEAD_BYTES).sum();
             if self.room_bytes().saturating_sub(self.reserved_bytes) < bytes as u64 + TAIL_BYTES {
                 break;
             }
-            requests.push((request_id, self.append(&sent)));
-            if let Some(progress) = progress {
-                self.append(&progress);
-            }
+            let seqs: Vec<u64> = bodies.iter().map(|body| self.append(body)).collect();
+            requests.extend(seqs.first().map(|seq| (request_id, *seq)));
         }
         (!requests.is_empty() && self.failure.is_none())
             .then(|| Carried { requests, to_sync: self.everything() })
@@ -351,7 +347,7 @@ impl State {
 
     /// What is to be waited for all the same, so that memory does not fill up with what would be written again after a failure.
     pub(super) fn much_to_sync(&self) -> Option<ToSync> {
-        (self.unsynced.bytes.len() > UNSYNCED_MUCH_BYTES && self.failure.is_none()).then(|| self.everything())
+        (self.unsynced.bytes() > UNSYNCED_MUCH_BYTES && self.failure.is_none()).then(|| self.everything())
     }
 
     /// Waiting for these files failed.
@@ -383,7 +379,7 @@ impl State {
 
     /// More is waiting for the disk than is to be kept in memory.
     pub(super) fn is_behind(&self) -> bool {
-        self.unsynced.bytes.len() > UNSYNCED_MAX_BYTES
+        self.unsynced.bytes() > UNSYNCED_MAX_BYTES
     }
 
     pub(super) fn has_failed(&self) -> bool {
@@ -440,40 +436,4 @@ impl State {
 
 fn no_segment() -> io::Error {
     io::Error::new(io::ErrorKind::StorageFull, "no segment is ready")
-}
-
-impl Unsynced {
-    fn push(&mut self, seq: u64, body: &[u8]) {
-        if self.lengths.is_empty() {
-            self.first_seq = seq;
-            self.bytes.clear();
-        }
-        self.lengths.push_back(u32::try_from(body.len()).unwrap_or(u32::MAX));
-        self.bytes.extend_from_slice(body);
-    }
-
-    fn forget_to(&mut self, seq: u64) {
-        let mut gone = 0;
-        while self.first_seq <= seq
-            && let Some(length) = self.lengths.pop_front()
-        {
-            gone += length as usize;
-            self.first_seq += 1;
-        }
-        self.bytes.drain(..gone.min(self.bytes.len()));
-    }
-
-    /// What they take in a segment.
-    fn frames_bytes(&self) -> u64 {
-        (self.bytes.len() + self.lengths.len() * FRAME_HEAD_BYTES) as u64
-    }
-
-    fn records(&self) -> impl Iterator<Item = (u64, Vec<u8>)> {
-        let mut at = 0;
-        (self.first_seq..).zip(&self.lengths).map(move |(seq, length)| {
-            let body = self.bytes[at..at + *length as usize].to_vec();
-            at += *length as usize;
-            (seq, body)
-        })
-    }
 }

@@ -1,8 +1,9 @@
 //! The journal by itself: torn at every byte, bent at every byte, failing, full, crowded, and under many threads.
 
+use super::bill::{row_of, settle_of};
 use super::disk::{Crash, During, Image, SimDisk};
 use super::rng::Rng;
-use super::world::{row_of, settle_of};
+
 use std::sync::{Arc, Mutex};
 use weir::ledger::journal::{
     Directory, Durability, Journal, Progress, Record, Reservation, ScanError, Sent, Settings, Settle, scan,

@@ -1,5 +1,6 @@
 //! One process over a simulated disk and database, what is known of it, and what must be true after its end.
 
+use super::bill::{Bill, Event, row_of, settle_of};
 use super::database::{Faults, SimDatabase, Tables};
 use super::disk::{Crash, During, SimDisk};
 use super::rng::Rng;
@@ -7,12 +8,11 @@ use futures::FutureExt;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use weir::clock::{Clock, UnixMicros};
-use weir::ids::{AccountId, KeyId, ModelName, ProviderName, RequestId, SessionId};
-use weir::ledger::journal::{Durability, Journal, Progress, Reservation, Sent, Settings, Settle};
+use weir::ids::{AccountId, RequestId, SessionId};
+use weir::ledger::journal::{Durability, Journal, Progress, Reservation, Sent, Settings};
 use weir::ledger::{WriteError, replay, write};
-use weir::money::Picos;
 use weir::store::RequestRow;
-use weir::usage::{Outcome, Usage, UsageSource};
+use weir::usage::Usage;
 
 pub(super) struct World {
     pub(super) disk: SimDisk,
@@ -65,24 +65,8 @@ enum Stage {
     Ended,
 }
 
-#[derive(Clone, Debug)]
-enum Event {
-    Sent(Sent),
-    Failed,
-    Progress(Progress),
-    Settled(RequestRow),
-}
-
-/// What a prefix of the journal makes of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Bill {
-    Nothing,
-    Died { sent: Sent, progress: Option<Progress> },
-    Settled(RequestRow),
-}
-
 impl World {
-    /// A new process; `None` where its disk has no room for its first segment.
+    /// A new process.
     pub(super) fn new(mut rng: Rng, database: Arc<SimDatabase>, accounts: Vec<AccountId>) -> Arc<World> {
         let disk = SimDisk::new(rng.fork());
         let segment_bytes = [16_384, 20_480, 32_768][rng.index(3)];
@@ -422,24 +406,6 @@ impl Model {
             (_, Durability::Group | Durability::Strict) => marks.durable_seq,
         }
     }
-
-    fn bill(&self, request: usize, upto: u64) -> Bill {
-        let mut bill = Bill::Nothing;
-        let events = self.history.iter().filter(|(seq, of, _)| *of == request && *seq <= upto);
-        for (_, _, event) in events {
-            bill = match (event.clone(), bill) {
-                (Event::Sent(sent), Bill::Died { progress, .. }) => Bill::Died { sent, progress },
-                (Event::Sent(sent), Bill::Nothing | Bill::Settled(_)) => Bill::Died { sent, progress: None },
-                (Event::Failed, _) => Bill::Nothing,
-                (Event::Progress(progress), Bill::Died { sent, .. }) => {
-                    Bill::Died { sent, progress: Some(progress) }
-                }
-                (Event::Progress(_), bill @ (Bill::Nothing | Bill::Settled(_))) => bill,
-                (Event::Settled(row), _) => Bill::Settled(row),
-            };
-        }
-        bill
-    }
 }
 
 /// Every request is in the database as the journal up to this number has it, or as the database had it before.
@@ -450,81 +416,10 @@ fn hold_against(model: &Model, before: &BTreeMap<RequestId, RequestRow>, upto: u
         let row = tables.rows.get(&id).cloned();
         let seq = row.as_ref().map_or(0, |row| row.seq);
         let upto = if before.contains_key(&id) { u64::MAX } else { upto };
-        assert_eq!(row, model.bill(at, upto).row(seq), "request {at} up to {upto}");
+        let events = model.history.iter().filter(|(seq, of, _)| *of == at && *seq <= upto);
+        let events = events.map(|(_, _, event)| event.clone());
+        assert_eq!(row, Bill::of(events).row(seq), "request {at} up to {upto}");
     }
     let poisoned = tables.poison.iter().filter(|id| tables.rows.contains_key(id));
     assert!(poisoned.eq(tables.quarantined.iter()), "what is refused is kept aside, and nothing else");
-}
-
-impl Bill {
-    /// The row that it makes.
-    fn row(self, seq: u64) -> Option<RequestRow> {
-        let (sent, progress) = match self {
-            Bill::Nothing => return None,
-            Bill::Settled(row) => return Some(row),
-            Bill::Died { sent, progress } => (sent, progress),
-        };
-        let input = progress.map_or(sent.input_tokens, |progress| progress.input_tokens);
-        let output = progress.map_or(0, |progress| progress.output_tokens);
-        let price = |units: u64, price: i64| i64::try_from(units).unwrap() * price;
-        let cost = price(input, sent.input_price) + price(output, sent.output_price);
-        let mut died = row_of(&sent, seq, cost, cost);
-        died.usage = Usage { input, output, ..Usage::default() };
-        (died.outcome, died.source) = (Outcome::GatewayDied, UsageSource::Counted);
-        died.status = if progress.is_some() { 200 } else { 500 };
-        (died.latency_ms, died.ttft_ms) = (0, None);
-        Some(died)
-    }
-}
-
-/// What a request that was sent comes to.
-pub(super) fn row_of(sent: &Sent, seq: u64, cost: i64, over: i64) -> RequestRow {
-    RequestRow {
-        seq,
-        request_id: RequestId::from_slice(&sent.request_id).unwrap(),
-        account: AccountId::from_slice(&sent.account).unwrap(),
-        key: KeyId::from_slice(&sent.key).unwrap(),
-        created_at: UnixMicros(sent.created_at),
-        client_request_id: sent.client_request_id.clone(),
-        model: ModelName::from(sent.model.as_str()),
-        provider: ProviderName::from(sent.provider.as_str()),
-        upstream_model: sent.upstream_model.clone(),
-        service_tier: sent.service_tier.clone(),
-        status: 200,
-        outcome: Outcome::Completed,
-        stream: sent.stream,
-        usage: Usage::default(),
-        source: UsageSource::Reported,
-        price_version: sent.price_version,
-        cost: Picos(cost),
-        over: Picos(over),
-        latency_ms: 12,
-        ttft_ms: Some(5),
-    }
-}
-
-/// The same as the journal keeps it: input and output are the first and the eighth class.
-pub(super) fn settle_of(row: &RequestRow) -> Settle {
-    let classes = (0_u8..).zip(row.usage.by_class());
-    Settle {
-        request_id: row.request_id.0.into_bytes(),
-        account: row.account.0.into_bytes(),
-        key: row.key.0.into_bytes(),
-        created_at: row.created_at.0,
-        client_request_id: row.client_request_id.clone(),
-        model: row.model.as_str().to_owned(),
-        provider: row.provider.as_str().to_owned(),
-        upstream_model: row.upstream_model.clone(),
-        service_tier: row.service_tier.clone(),
-        status: row.status,
-        outcome: 0,
-        stream: row.stream,
-        usage: classes.map(|(at, (_, units))| (at, units)).filter(|(_, units)| *units > 0).collect(),
-        is_reported: true,
-        price_version: row.price_version,
-        cost_pico: row.cost.0,
-        over_pico: row.over.0,
-        latency_ms: row.latency_ms,
-        ttft_ms: row.ttft_ms,
-    }
 }
