@@ -12,6 +12,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("make run", "the same as `weir serve --demo` below, which is run"),
     ("make test", "this is it"),
     ("make lint", "part of `make test`, which runs this"),
+    ("make soak", "takes an hour"),
     ("make bench", "takes minutes, and measures rather than tests"),
     ("git clone", "the clone is here"),
     ("cargo build", "the binary under test is built"),
