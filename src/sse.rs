@@ -165,11 +165,15 @@ impl Parser {
 
     /// Reads a line that is not empty. The value, if it is a `data` line.
     fn field<'l>(&mut self, line: &'l [u8]) -> Result<Option<&'l [u8]>, TooLong> {
+        if let Some(value) = line.strip_prefix(b"data:") {
+            return Ok(Some(value.strip_prefix(b" ").unwrap_or(value)));
+        }
         let colon = memchr(b':', line);
         let (name, value) = line.split_at(colon.unwrap_or(line.len()));
         let value = value.strip_prefix(b":").unwrap_or_default();
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match name {
+            // Without a colon: a line that is empty.
             b"data" => return Ok(Some(value)),
             b"event" => {
                 self.name.clear();

@@ -6,6 +6,7 @@ use crate::openai::{Answer, Endpoint, Envelope, UpstreamFault, error_body, error
 use crate::refusal::{Kind, Refused};
 use crate::sse::{Event, Parser, TooLong};
 use crate::usage::Usage;
+use memchr::memchr;
 
 /// What a stream's meter has to know of its request.
 #[derive(Clone, Copy, Debug)]
@@ -176,10 +177,12 @@ impl Reading {
         {
             *service_tier = Some(tier.into_owned());
         }
-        answer.each_choice(|index, is_finished| output.choice(index, is_finished));
-        answer.each_text(|said| {
-            *passed = true;
-            output.say(said);
+        answer.each_choice(|choice| {
+            output.choice(choice.index, choice.is_finished);
+            choice.each_text(|said| {
+                *passed = true;
+                output.say(said);
+            });
         });
     }
 }
@@ -196,10 +199,17 @@ fn is_ping(name: &[u8]) -> bool {
 
 /// Writes an event as every client understands it: `data` lines that end in line feeds, and nothing else.
 fn write_event(data: &[u8], out: &mut Vec<u8>) {
-    for line in data.split(|byte| *byte == b'\n') {
+    out.reserve(data.len() + 8);
+    let mut rest = data;
+    loop {
+        let end = memchr(b'\n', rest);
         out.extend_from_slice(b"data: ");
-        out.extend_from_slice(line);
+        out.extend_from_slice(&rest[..end.unwrap_or(rest.len())]);
         out.push(b'\n');
+        match end {
+            Some(end) => rest = &rest[end + 1..],
+            None => break,
+        }
     }
     out.push(b'\n');
 }

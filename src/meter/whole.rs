@@ -47,7 +47,7 @@ impl<'a> Whole<'a> {
     /// The tokens of its text, counted now.
     pub fn output_tokens(&self) -> u64 {
         let mut output = Output::default();
-        self.answer.each_text(|said| output.say(said));
+        self.answer.each_choice(|choice| choice.each_text(|said| output.say(said)));
         output.tokens()
     }
 }

@@ -1,25 +1,23 @@
 //! What is read of an answer: one that came whole, or a chunk of a stream. Both have the same keys.
 //!
-//! One pass, no tree, nothing copied; what has an unknown shape is not an error but text that counts.
+//! Nothing is copied, and choices are looked into only when somebody asks for them: whose usage is told is billed without. What has
+//! an unknown shape is not an error but text that counts.
 
 use super::Endpoint;
-use super::text::{Key, each_text, string};
+use super::json::{array, fields, object};
+use super::text::{each_text, string};
 use super::usage;
 use crate::usage::Usage;
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::fmt;
 
 /// The keys of an answer that the gateway reads, borrowed from its text.
 #[derive(Default)]
 pub struct Answer<'a> {
-    choices: Choices<'a>,
-    usage: Option<&'a RawValue>,
+    choices: Option<&'a str>,
+    usage: Option<&'a str>,
     /// Of a vendor's own extension, whose keys begin with `x_`.
-    extension_usage: Option<&'a RawValue>,
-    service_tier: Option<&'a RawValue>,
+    extension_usage: Option<&'a str>,
+    service_tier: Option<&'a str>,
     is_error: bool,
 }
 
@@ -27,6 +25,16 @@ pub struct Answer<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a JSON object")]
 pub struct NotAnAnswer;
+
+/// One choice of an answer, or what a chunk adds to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// Which one.
+    pub index: u32,
+    /// Whether it says that it is finished.
+    pub is_finished: bool,
+    said: Saying<'a>,
+}
 
 /// A piece of output text, and whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,68 +47,13 @@ pub struct Said<'a> {
     pub text: &'a str,
 }
 
-enum Choices<'a> {
-    Read(Vec<Choice<'a>>),
-    /// Not shaped as choices are.
-    Odd(&'a RawValue),
-}
-
-#[derive(Deserialize)]
-struct Choice<'a> {
-    #[serde(default)]
-    index: Option<u32>,
-    #[serde(borrow, default)]
-    delta: Option<Message<'a>>,
-    #[serde(borrow, default)]
-    message: Option<Message<'a>>,
-    #[serde(borrow, default)]
-    text: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    finish_reason: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Message<'a> {
-    #[serde(borrow, default)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    reasoning_content: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    reasoning: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    refusal: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    tool_calls: Option<Vec<ToolCall<'a>>>,
-    #[serde(borrow, default)]
-    function_call: Option<Function<'a>>,
-    #[serde(borrow, default)]
-    audio: Option<Audio<'a>>,
-}
-
-#[derive(Deserialize)]
-struct ToolCall<'a> {
-    #[serde(default)]
-    index: Option<u32>,
-    #[serde(borrow, default)]
-    function: Option<Function<'a>>,
-    #[serde(borrow, default)]
-    custom: Option<Function<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Function<'a> {
-    #[serde(borrow, default)]
-    name: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    arguments: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    input: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Audio<'a> {
-    #[serde(borrow, default)]
-    transcript: Option<&'a RawValue>,
+/// Where a choice's text stands.
+#[derive(Clone, Copy, Debug)]
+enum Saying<'a> {
+    /// In a text of its own, and in messages.
+    Known { text: Option<&'a str>, messages: [Option<&'a str>; 2] },
+    /// Nobody knows where: all of it is text.
+    Odd(&'a str),
 }
 
 const CONTENT: u32 = 0;
@@ -111,13 +64,34 @@ const TRANSCRIPT: u32 = 3;
 const TOOLS: u32 = 4;
 
 impl<'a> Answer<'a> {
-    /// Reads an answer.
+    /// Reads an answer. A key that stands twice counts with its last value that is not null.
     ///
     /// # Errors
     ///
     /// [`NotAnAnswer`] when the text is not one JSON object.
     pub fn parse(text: &'a str) -> Result<Self, NotAnAnswer> {
-        parse(text, true).or_else(|_| parse(text, false)).map_err(|_| NotAnAnswer)
+        let mut answer = Answer::default();
+        object(text, usize::MAX, &mut (), |key, value| answer.member(&key, value))
+            .map_err(|_| NotAnAnswer)?;
+        Ok(answer)
+    }
+
+    fn member(&mut self, key: &str, value: &'a str) {
+        if value == "null" {
+            return;
+        }
+        match key {
+            "choices" => self.choices = Some(value),
+            "usage" => self.usage = Some(value),
+            "service_tier" => self.service_tier = Some(value),
+            "error" => self.is_error |= !matches!(value, "false" | "\"\"" | "{}"),
+            "object" | "type" => self.is_error |= value == "\"error\"",
+            name if name.starts_with("x_") => {
+                let usage = fields(value, ["usage"]).map_or(None, |[usage]| usage);
+                self.extension_usage = usage.or(self.extension_usage);
+            }
+            _ => {}
+        }
     }
 
     /// Whether it tells of an error, instead of choices or beside them.
@@ -127,10 +101,9 @@ impl<'a> Answer<'a> {
 
     /// Whether it has a choice.
     pub fn has_choices(&self) -> bool {
-        match &self.choices {
-            Choices::Read(choices) => !choices.is_empty(),
-            Choices::Odd(_) => true,
-        }
+        let is_empty =
+            |choices: &str| choices.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with(']'));
+        self.choices.is_some_and(|choices| !is_empty(choices))
     }
 
     /// Whether a usage stands in it, one that can be billed by or not.
@@ -140,7 +113,7 @@ impl<'a> Answer<'a> {
 
     /// The usage that it reports, wherever it stands; `None` also where the numbers are none to bill by.
     pub fn usage(&self, endpoint: Endpoint) -> Option<Usage> {
-        let read = |raw| usage::read(endpoint, raw);
+        let read = |json| usage::read(endpoint, json);
         self.usage.and_then(read).or_else(|| self.extension_usage.and_then(read))
     }
 
@@ -149,147 +122,120 @@ impl<'a> Answer<'a> {
         self.service_tier.and_then(string)
     }
 
-    /// Every choice in it, and whether it says that the choice is finished.
-    pub fn each_choice(&self, mut choice: impl FnMut(u32, bool)) {
-        if let Choices::Read(choices) = &self.choices {
-            for (position, read) in choices.iter().enumerate() {
-                choice(read.index(position), read.is_finished());
-            }
+    /// Every choice in it.
+    pub fn each_choice(&self, mut choice: impl FnMut(Choice<'a>)) {
+        let Some(choices) = self.choices else { return };
+        let mut position = 0;
+        let read = array(choices, |json| {
+            choice(Choice::read(json, position));
+            position = position.saturating_add(1);
+        });
+        if read.is_err() {
+            choice(Choice::odd(choices, 0));
         }
+    }
+}
+
+impl<'a> Choice<'a> {
+    fn read(json: &'a str, position: u32) -> Self {
+        let names = ["index", "delta", "message", "text", "finish_reason"];
+        let Ok([index, delta, message, text, finish_reason]) = fields(json, names) else {
+            return Choice::odd(json, position);
+        };
+        let Ok(index) = index.map_or(Ok(position), str::parse) else {
+            return Choice::odd(json, position);
+        };
+        // Some providers send an empty reason with each chunk.
+        let is_finished = finish_reason.is_some_and(|reason| reason != "\"\"");
+        Choice { index, is_finished, said: Saying::Known { text, messages: [delta, message] } }
+    }
+
+    fn odd(json: &'a str, position: u32) -> Self {
+        Choice { index: position, is_finished: false, said: Saying::Odd(json) }
     }
 
     /// Every piece of output text in it.
     pub fn each_text(&self, mut said: impl FnMut(Said<'_>)) {
-        match &self.choices {
-            Choices::Read(choices) => {
-                for (position, choice) in choices.iter().enumerate() {
-                    choice.each_text(choice.index(position), &mut said);
-                }
+        let choice = self.index;
+        let mut say = |channel: u32, text: &str| {
+            if !text.is_empty() {
+                said(Said { choice, channel, text });
             }
-            Choices::Odd(raw) => said(Said { choice: 0, channel: CONTENT, text: raw.get() }),
-        }
-    }
-}
-
-impl Choice<'_> {
-    fn index(&self, position: usize) -> u32 {
-        self.index.unwrap_or_else(|| u32::try_from(position).unwrap_or(u32::MAX))
-    }
-
-    fn is_finished(&self) -> bool {
-        // Some providers send an empty reason with each chunk.
-        self.finish_reason.is_some_and(|reason| reason.get() != "\"\"")
-    }
-
-    fn each_text(&self, choice: u32, said: &mut impl FnMut(Said<'_>)) {
-        let mut tell = |channel: u32, raw: Option<&RawValue>| {
-            let Some(raw) = raw else { return };
-            each_text(raw, &mut |text| {
-                if !text.is_empty() {
-                    said(Said { choice, channel, text });
-                }
-            });
         };
-        tell(CONTENT, self.text);
-        for message in [&self.delta, &self.message].into_iter().flatten() {
-            // Some providers say the same under both names.
-            let reasoning = message.reasoning_content.filter(|raw| raw.get() != "\"\"").or(message.reasoning);
-            tell(REASONING, reasoning);
-            tell(CONTENT, message.content);
-            tell(REFUSAL, message.refusal);
-            tell(TRANSCRIPT, message.audio.as_ref().and_then(|audio| audio.transcript));
-            for (position, call) in message.tool_calls.iter().flatten().enumerate() {
-                let index = call.index.unwrap_or_else(|| u32::try_from(position).unwrap_or(u32::MAX));
-                let channel = index.saturating_mul(2).saturating_add(TOOLS);
-                for function in [&call.function, &call.custom].into_iter().flatten() {
-                    tell(channel, function.name);
-                    tell(channel.saturating_add(1), function.arguments.or(function.input));
+        match self.said {
+            Saying::Odd(json) => say(CONTENT, json),
+            Saying::Known { text, messages } => {
+                if let Some(json) = text {
+                    each_text(json, &mut |text| say(CONTENT, text));
                 }
-            }
-            if let Some(function) = &message.function_call {
-                tell(TOOLS, function.name);
-                tell(TOOLS + 1, function.arguments);
+                messages.into_iter().flatten().for_each(|json| each_of_message(json, &mut say));
             }
         }
     }
 }
 
-impl Default for Choices<'_> {
-    fn default() -> Self {
-        Choices::Read(Vec::new())
-    }
-}
-
-fn parse(text: &str, choices_read: bool) -> Result<Answer<'_>, serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let answer = TopLevel { choices_read }.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok(answer)
-}
-
-/// Reads the top level. A key that stands twice counts with its last value that is not null.
-struct TopLevel {
-    choices_read: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for TopLevel {
-    type Value = Answer<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Answer<'de>, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for TopLevel {
-    type Value = Answer<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Answer<'de>, A::Error> {
-        let mut answer = Answer::default();
-        while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
-            match &*key {
-                "choices" if self.choices_read => {
-                    answer.choices =
-                        Choices::Read(map.next_value::<Option<Vec<Choice<'de>>>>()?.unwrap_or_default());
-                }
-                "choices" => {
-                    answer.choices =
-                        map.next_value::<Option<&RawValue>>()?.map(Choices::Odd).unwrap_or_default()
-                }
-                "usage" => answer.usage = map.next_value::<Option<&RawValue>>()?.or(answer.usage),
-                "service_tier" => {
-                    answer.service_tier = map.next_value::<Option<&RawValue>>()?.or(answer.service_tier)
-                }
-                "error" => {
-                    let error = map.next_value::<Option<&RawValue>>()?;
-                    answer.is_error |=
-                        error.is_some_and(|error| !matches!(error.get(), "false" | "\"\"" | "{}"));
-                }
-                "object" | "type" => {
-                    let kind = map.next_value::<Option<&RawValue>>()?;
-                    answer.is_error |= kind.is_some_and(|kind| kind.get() == "\"error\"");
-                }
-                name if name.starts_with("x_") => {
-                    let extension = map.next_value::<Option<&RawValue>>()?;
-                    answer.extension_usage = extension.and_then(usage_within).or(answer.extension_usage);
-                }
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
+/// The texts of a message, or of a piece of one, by channel.
+fn each_of_message(json: &str, say: &mut dyn FnMut(u32, &str)) {
+    let names =
+        ["content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio"];
+    let Ok([content, reasoning_content, reasoning, refusal, tool_calls, function_call, audio]) =
+        fields(json, names)
+    else {
+        return say(CONTENT, json);
+    };
+    let mut tell = |channel: u32, json: Option<&str>| {
+        if let Some(json) = json {
+            each_text(json, &mut |text| say(channel, text));
         }
-        Ok(answer)
+    };
+    // Some providers say the same under both names.
+    tell(REASONING, reasoning_content.filter(|json| *json != "\"\"").or(reasoning));
+    tell(CONTENT, content);
+    tell(REFUSAL, refusal);
+    if let Some(json) = audio {
+        match fields(json, ["transcript"]) {
+            Ok([transcript]) => tell(TRANSCRIPT, transcript),
+            Err(_) => say(TRANSCRIPT, json),
+        }
+    }
+    if let Some(json) = tool_calls {
+        let mut position = 0;
+        let read = array(json, |call| {
+            each_of_tool_call(call, position, say);
+            position = position.saturating_add(1);
+        });
+        if read.is_err() {
+            say(TOOLS, json);
+        }
+    }
+    if let Some(json) = function_call {
+        each_of_function(json, TOOLS, say);
     }
 }
 
-fn usage_within(extension: &RawValue) -> Option<&RawValue> {
-    #[derive(Deserialize)]
-    struct Extension<'a> {
-        #[serde(borrow, default)]
-        usage: Option<&'a RawValue>,
+fn each_of_tool_call(json: &str, position: u32, say: &mut dyn FnMut(u32, &str)) {
+    let channel = |index: u32| index.saturating_mul(2).saturating_add(TOOLS);
+    let Ok([index, function, custom]) = fields(json, ["index", "function", "custom"]) else {
+        return say(channel(position), json);
+    };
+    let Ok(index) = index.map_or(Ok(position), str::parse) else {
+        return say(channel(position), json);
+    };
+    for function in [function, custom].into_iter().flatten() {
+        each_of_function(function, channel(index), say);
     }
-    serde_json::from_str::<Extension<'_>>(extension.get()).ok()?.usage
+}
+
+fn each_of_function(json: &str, channel: u32, say: &mut dyn FnMut(u32, &str)) {
+    let Ok([name, arguments, input]) = fields(json, ["name", "arguments", "input"]) else {
+        return say(channel, json);
+    };
+    if let Some(json) = name {
+        each_text(json, &mut |text| say(channel, text));
+    }
+    if let Some(json) = arguments.or(input) {
+        each_text(json, &mut |text| say(channel.saturating_add(1), text));
+    }
 }
 
 #[cfg(test)]
@@ -298,9 +244,9 @@ mod tests {
 
     fn texts(json: &str) -> Vec<(u32, u32, String)> {
         let mut texts = Vec::new();
-        Answer::parse(json)
-            .unwrap()
-            .each_text(|said| texts.push((said.choice, said.channel, said.text.to_owned())));
+        Answer::parse(json).unwrap().each_choice(|choice| {
+            choice.each_text(|said| texts.push((said.choice, said.channel, said.text.to_owned())));
+        });
         texts
     }
 
@@ -318,9 +264,23 @@ mod tests {
 
     #[test]
     fn what_has_an_odd_shape_is_counted_all_the_same() {
-        for choices in [r#"[{"delta":"a"}]"#, r#"{"a":1}"#, r#"[{"index":-1,"delta":{"content":"x"}}]"#] {
-            assert_eq!(texts(&format!(r#"{{"choices":{choices}}}"#)), [(0, 0, choices.to_owned())]);
+        for (choices, channel, text) in [
+            (r#"{"a":1}"#, 0, r#"{"a":1}"#),
+            (r#"[{"delta":"a"}]"#, 0, r#""a""#),
+            (r#"[{"index":-1,"delta":{"content":"x"}}]"#, 0, r#"{"index":-1,"delta":{"content":"x"}}"#),
+            (r#"[["a"]]"#, 0, r#"["a"]"#),
+            (r#"[{"delta":{"content":"a","content":"b"}}]"#, 0, r#"{"content":"a","content":"b"}"#),
+            (r#"[{"delta":{"audio":"a"}}]"#, 3, r#""a""#),
+            (r#"[{"delta":{"tool_calls":{"a":1}}}]"#, 4, r#"{"a":1}"#),
+            (r#"[{"delta":{"tool_calls":[{"index":"x"}]}}]"#, 4, r#"{"index":"x"}"#),
+            (r#"[{"delta":{"tool_calls":[{"index":1,"function":"f"}]}}]"#, 6, r#""f""#),
+            (r#"[{"delta":{"function_call":[1]}}]"#, 4, "[1]"),
+        ] {
+            let json = format!(r#"{{"choices":{choices}}}"#);
+            assert_eq!(texts(&json), [(0, channel, text.to_owned())], "{json}");
         }
+        let one_of_two = r#"{"choices":[7,{"index":1,"text":"b"}]}"#;
+        assert_eq!(texts(one_of_two), [(0, 0, "7".to_owned()), (1, 0, "b".to_owned())]);
         for json in [
             r#"{"choices":null}"#,
             r#"{"choices":[]}"#,

@@ -4,13 +4,15 @@
 //! escapes is refused, for the provider might act on the other one.
 
 use super::edit::Edit;
-use super::keys::{Object, StreamOptions, span};
+use super::json::{Fault, array};
+use super::keys::{Name, Object, StreamOptions, span};
 use super::limit::OutputLimit;
-use super::scan::{DEPTH_MAX, TooDeep, input_estimate};
+use super::scan::{DEPTH_MAX, Notes};
 use super::{Endpoint, affinity, prompt};
 use crate::refusal::{Kind, Refused};
-use serde::de::IgnoredAny;
-use serde_json::value::RawValue;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::error::Category;
+use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 
@@ -64,14 +66,17 @@ impl Ask {
     pub fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Ask, Refused> {
         let text = std::str::from_utf8(body)
             .map_err(|_| Refused::new(Kind::InvalidJson, "The request body is not UTF-8 text."))?;
-        let input_estimate = input_estimate(text).map_err(|TooDeep| too_deep())?;
-        let keys: Object<'_> = serde_json::from_str(text).map_err(|error| invalid_json(&error))?;
+        let mut notes = Notes::default();
+        let keys = Object::read(text, DEPTH_MAX, &mut notes).map_err(|fault| match fault {
+            Fault::TooDeep => too_deep(),
+            Fault::Syntax => invalid_json(text),
+        })?;
         if let Some(name) = keys.ambiguous {
             return Err(ambiguous(name, name));
         }
-        refuse_state(&keys, text)?;
+        refuse_state(&keys, notes.may_name_a_file)?;
         let (model, model_at) = model(&keys, text)?;
-        let stream = flag(&keys, "stream")?;
+        let stream = flag(&keys, Name::Stream)?;
         if stream && !endpoint.has_output() {
             return Err(
                 Refused::new(Kind::UnsupportedParameter, "Embeddings cannot be streamed.").param("stream")
@@ -86,7 +91,7 @@ impl Ask {
             choices: choices(&keys, endpoint)?,
             service_tier: service_tier(&keys)?,
             include_usage: stream && include_usage,
-            input_estimate,
+            input_estimate: notes.input_estimate(text.len()),
             model_at,
             usage_edit: usage_edit.filter(|_| stream),
             output_limit: OutputLimit::find(&keys, text),
@@ -121,36 +126,43 @@ impl Ask {
     }
 
     /// What makes the body one for a provider that calls the model so, that is to report its usage, and to give no more output than it was
-    /// lowered to.
+    /// lowered to; in the order of the body.
     pub fn edits(&self, upstream_model: &str) -> Vec<Edit> {
-        let name = serde_json::Value::from(upstream_model).to_string();
-        let model = Edit { at: self.model_at.clone(), text: name };
-        let others = self.usage_edit.iter().chain(&self.output_edits).cloned();
-        std::iter::once(model).chain(others).collect()
+        let is_plain = |byte: u8| (b' '..0x7f).contains(&byte) && !matches!(byte, b'"' | b'\\');
+        let name = if upstream_model.bytes().all(is_plain) {
+            ["\"", upstream_model, "\""].concat()
+        } else {
+            serde_json::Value::from(upstream_model).to_string()
+        };
+        let others = usize::from(self.usage_edit.is_some()) + self.output_edits.len();
+        let mut edits = Vec::with_capacity(1 + others);
+        edits.push(Edit { at: self.model_at.clone(), text: name.into() });
+        edits.extend(self.usage_edit.iter().chain(&self.output_edits).cloned());
+        // Two that insert in one place keep their order.
+        edits.sort_by_key(|edit| edit.at.start);
+        edits
     }
 }
 
 /// Refuses what would bind the request to what one provider keeps: the next request may go to another.
-fn refuse_state(keys: &Object<'_>, text: &str) -> Result<(), Refused> {
-    let unsupported = |name: &'static str| {
+fn refuse_state(keys: &Object<'_>, may_name_a_file: bool) -> Result<(), Refused> {
+    let unsupported = |name: Name| {
+        let name = name.as_str();
         Refused::new(
             Kind::UnsupportedParameter,
             format!("{name:?} is not supported: this service does not keep state between requests. Send the whole conversation."),
         )
         .param(name)
     };
-    if flag(keys, "store")? {
-        return Err(unsupported("store"));
+    if flag(keys, Name::Store)? {
+        return Err(unsupported(Name::Store));
     }
-    if let Some(name) =
-        ["previous_response_id", "conversation"].into_iter().find(|name| keys.get(name).is_some())
-    {
+    let kept = [Name::PreviousResponseId, Name::Conversation];
+    if let Some(name) = kept.into_iter().find(|name| keys.get(*name).is_some()) {
         return Err(unsupported(name));
     }
     // Rare enough that looking closer costs nothing.
-    if memchr::memmem::find(text.as_bytes(), b"\"file_id\"").is_some()
-        && keys.get("messages").is_some_and(prompt::names_a_file)
-    {
+    if may_name_a_file && keys.get(Name::Messages).is_some_and(prompt::names_a_file) {
         let message = "Files kept at a provider are not supported: send the file's content as \"file_data\".";
         return Err(Refused::new(Kind::UnsupportedParameter, message).param("messages"));
     }
@@ -159,23 +171,29 @@ fn refuse_state(keys: &Object<'_>, text: &str) -> Result<(), Refused> {
 
 /// Inputs of embeddings have no cache to stay with.
 fn conversation(keys: &Object<'_>, text: &str) -> Option<Conversation> {
-    let at = |name| keys.get(name).map(|raw| span(raw, text));
-    at("prompt_cache_key")
+    let at = |name| keys.get(name).map(|value| span(value, text));
+    at(Name::PromptCacheKey)
         .map(Conversation::Named)
-        .or_else(|| at("messages").map(Conversation::Messages))
-        .or_else(|| at("prompt").map(Conversation::Prompt))
+        .or_else(|| at(Name::Messages).map(Conversation::Messages))
+        .or_else(|| at(Name::Prompt).map(Conversation::Prompt))
 }
 
 fn model(keys: &Object<'_>, text: &str) -> Result<(String, Range<usize>), Refused> {
-    let read = keys.get("model").and_then(|raw| {
-        let name: String = serde_json::from_str(raw.get()).ok()?;
-        (!name.is_empty()).then(|| (name, span(raw, text)))
+    let read = keys.get(Name::Model).and_then(|value| {
+        let name = string(value)?;
+        (!name.is_empty()).then(|| (name, span(value, text)))
     });
-    read.ok_or_else(|| invalid("model", "must be a string: the name of a model. See GET /v1/models"))
+    read.ok_or_else(|| invalid(Name::Model, "must be a string: the name of a model. See GET /v1/models"))
 }
 
-fn flag(keys: &Object<'_>, name: &'static str) -> Result<bool, Refused> {
-    match keys.get(name).map(RawValue::get) {
+/// The text of a JSON string, read as strictly as everybody does.
+fn string(value: &str) -> Option<String> {
+    let inner = value.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') { serde_json::from_str(value).ok() } else { Some(inner.to_owned()) }
+}
+
+fn flag(keys: &Object<'_>, name: Name) -> Result<bool, Refused> {
+    match keys.get(name) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
         Some(_) => Err(invalid(name, "must be true or false")),
@@ -185,78 +203,70 @@ fn flag(keys: &Object<'_>, name: &'static str) -> Result<bool, Refused> {
 fn output_limit(keys: &Object<'_>, endpoint: Endpoint) -> Result<Option<u64>, Refused> {
     // A completion without output is a way to have the prompt scored.
     let least = if endpoint == Endpoint::Completions { 0 } else { 1 };
-    let new = whole_number(keys, "max_completion_tokens", least, u64::MAX)?;
-    let old = whole_number(keys, "max_tokens", least, u64::MAX)?;
+    let new = whole_number(keys, Name::MaxCompletionTokens, least, u64::MAX)?;
+    let old = whole_number(keys, Name::MaxTokens, least, u64::MAX)?;
     // Where both stand, providers differ on which one counts.
     Ok(new.max(old))
 }
 
 fn choices(keys: &Object<'_>, endpoint: Endpoint) -> Result<u64, Refused> {
-    let n = whole_number(keys, "n", 1, CHOICES_MAX)?.unwrap_or(1);
+    let n = whole_number(keys, Name::N, 1, CHOICES_MAX)?.unwrap_or(1);
     // Every one that is made is paid for, however many are shown.
-    let made = whole_number(keys, "best_of", 1, CHOICES_MAX)?.unwrap_or(1);
+    let made = whole_number(keys, Name::BestOf, 1, CHOICES_MAX)?.unwrap_or(1);
     let prompts = match endpoint {
-        Endpoint::Completions => keys.get("prompt").map_or(1, prompts),
+        Endpoint::Completions => keys.get(Name::Prompt).map_or(1, prompts),
         Endpoint::ChatCompletions | Endpoint::Embeddings => 1,
     };
     Ok(n.max(made).saturating_mul(prompts))
 }
 
 /// How many prompts there are: an array of texts, or of arrays of tokens, is many; an array of tokens is one.
-fn prompts(raw: &RawValue) -> u64 {
-    let is_many = raw.get().strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with(['"', '[']));
-    let count = |parts: Vec<IgnoredAny>| u64::try_from(parts.len()).unwrap_or(u64::MAX);
-    if is_many { serde_json::from_str(raw.get()).map_or(1, count) } else { 1 }
+fn prompts(value: &str) -> u64 {
+    let is_many = value.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with(['"', '[']));
+    let mut count = 0;
+    if is_many && array(value, |_| count += 1).is_ok() { count } else { 1 }
 }
 
 fn service_tier(keys: &Object<'_>) -> Result<Option<String>, Refused> {
-    let Some(raw) = keys.get("service_tier") else { return Ok(None) };
-    match serde_json::from_str::<String>(raw.get()) {
-        Ok(tier) if tier.len() <= SERVICE_TIER_MAX_BYTES => Ok(Some(tier)),
-        Ok(_) | Err(_) => Err(invalid("service_tier", "must be the name of a service tier")),
+    let Some(value) = keys.get(Name::ServiceTier) else { return Ok(None) };
+    match string(value) {
+        Some(tier) if tier.len() <= SERVICE_TIER_MAX_BYTES => Ok(Some(tier)),
+        Some(_) | None => Err(invalid(Name::ServiceTier, "must be the name of a service tier")),
     }
 }
 
 /// Whether the client wants to see the usage of its stream, and what has to change for the provider to tell it.
 fn usage_asked(keys: &Object<'_>, text: &str) -> Result<(bool, Option<Edit>), Refused> {
-    const OPTIONS: &str = "stream_options";
-    const WANTED: &str = r#""include_usage":true"#;
-    let Some(raw) = keys.raw(OPTIONS) else {
+    let edit = |at: Range<usize>, text: &'static str| Ok((false, Some(Edit { at, text: text.into() })));
+    let Some(value) = keys.raw(Name::StreamOptions) else {
         // The body has a model, so something follows.
         let open = text.find('{').map_or(0, |at| at + 1);
-        return Ok((false, Some(Edit { at: open..open, text: format!(r#""{OPTIONS}":{{{WANTED}}},"#) })));
+        return edit(open..open, r#""stream_options":{"include_usage":true},"#);
     };
-    let at = span(raw, text);
-    if raw.get() == "null" {
-        return Ok((false, Some(Edit { at, text: format!("{{{WANTED}}}") })));
+    let at = span(value, text);
+    if value == "null" {
+        return edit(at, r#"{"include_usage":true}"#);
     }
-    let not_options = |_| invalid(OPTIONS, "must be an object");
-    let options: StreamOptions<'_> = serde_json::from_str(raw.get()).map_err(not_options)?;
+    let not_options = |_| invalid(Name::StreamOptions, "must be an object");
+    let options = StreamOptions::read(value).map_err(not_options)?;
     if options.is_ambiguous {
-        return Err(ambiguous("include_usage", OPTIONS));
+        return Err(ambiguous("include_usage", Name::StreamOptions.as_str()));
     }
     match options.include_usage {
         None => {
             let open = at.start + 1;
-            let comma = if options.is_empty { "" } else { "," };
-            Ok((false, Some(Edit { at: open..open, text: format!("{WANTED}{comma}") })))
+            let is_alone = options.is_empty;
+            edit(open..open, if is_alone { r#""include_usage":true"# } else { r#""include_usage":true,"# })
         }
-        Some(value) if value.get() == "true" => Ok((true, None)),
-        Some(value) if matches!(value.get(), "false" | "null") => {
-            Ok((false, Some(Edit { at: span(value, text), text: "true".to_owned() })))
-        }
-        Some(_) => Err(invalid(OPTIONS, "must have true or false as include_usage")),
+        Some("true") => Ok((true, None)),
+        Some(value @ ("false" | "null")) => edit(span(value, text), "true"),
+        Some(_) => Err(invalid(Name::StreamOptions, "must have true or false as include_usage")),
     }
 }
 
-fn whole_number(
-    keys: &Object<'_>,
-    name: &'static str,
-    least: u64,
-    most: u64,
-) -> Result<Option<u64>, Refused> {
-    let Some(raw) = keys.get(name) else { return Ok(None) };
-    match raw.get().parse::<u64>() {
+fn whole_number(keys: &Object<'_>, name: Name, least: u64, most: u64) -> Result<Option<u64>, Refused> {
+    let Some(value) = keys.get(name) else { return Ok(None) };
+    match value.parse::<u64>() {
         Ok(number) if (least..=most).contains(&number) => Ok(Some(number)),
         Ok(_) | Err(_) if most == u64::MAX => {
             Err(invalid(name, &format!("must be a whole number of at least {least}")))
@@ -265,7 +275,8 @@ fn whole_number(
     }
 }
 
-fn invalid(name: &'static str, must: &str) -> Refused {
+fn invalid(name: Name, must: &str) -> Refused {
+    let name = name.as_str();
     Refused::new(Kind::InvalidValue, format!("{name:?} {must}.")).param(name)
 }
 
@@ -281,16 +292,40 @@ fn too_deep() -> Refused {
     Refused::new(Kind::TooDeep, format!("The request body nests more than {DEPTH_MAX} levels deep."))
 }
 
-fn invalid_json(error: &serde_json::Error) -> Refused {
-    let message = match error.classify() {
-        serde_json::error::Category::Data => "The request body must be a JSON object.".to_owned(),
-        serde_json::error::Category::Eof => "The request body is not JSON: it ends too early.".to_owned(),
+/// What is wrong with a text, as `serde_json` finds it.
+fn invalid_json(text: &str) -> Refused {
+    let message = match serde_json::from_str::<Members>(text).map_err(|error| (error.classify(), error)) {
+        Err((Category::Data, _)) => "The request body must be a JSON object.".to_owned(),
+        Err((Category::Eof, _)) => "The request body is not JSON: it ends too early.".to_owned(),
         // Where, and not what: the parser's own words quote the body.
-        serde_json::error::Category::Syntax | serde_json::error::Category::Io => {
+        Err((Category::Syntax | Category::Io, error)) => {
             format!("The request body is not JSON, at line {} column {}.", error.line(), error.column())
         }
+        Ok(Members) => "The request body is not JSON.".to_owned(),
     };
     Refused::new(Kind::InvalidJson, message)
+}
+
+/// The members of an object, looked at and let go.
+struct Members;
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Members)
+    }
+}
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+        while map.next_entry::<String, IgnoredAny>()?.is_some() {}
+        Ok(Members)
+    }
 }
 
 #[cfg(test)]

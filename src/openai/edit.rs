@@ -1,5 +1,6 @@
 //! Changes to a body, by offset: all else goes on byte for byte as it came.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Puts `text` in the place of the bytes at `at`; an empty range inserts.
@@ -8,17 +9,19 @@ pub struct Edit {
     /// Where, in bytes of the body.
     pub at: Range<usize>,
     /// What.
-    pub text: String,
+    pub text: Cow<'static, str>,
 }
 
 /// The body with the edits, in one pass. Edits must lie within the body and must not overlap; one that does not is made at the
 /// nearest place behind the edits before it.
 pub fn splice(body: &[u8], edits: &[Edit]) -> Vec<u8> {
-    let mut ordered: Vec<&Edit> = edits.iter().collect();
-    ordered.sort_by_key(|edit| edit.at.start);
+    let mut ordered = Cow::Borrowed(edits);
+    if !edits.is_sorted_by_key(|edit| edit.at.start) {
+        ordered.to_mut().sort_by_key(|edit| edit.at.start);
+    }
     let mut out = Vec::with_capacity(body.len() + edits.iter().map(|edit| edit.text.len()).sum::<usize>());
     let mut done = 0;
-    for edit in ordered {
+    for edit in &*ordered {
         let start = edit.at.start.clamp(done, body.len());
         out.extend_from_slice(&body[done..start]);
         out.extend_from_slice(edit.text.as_bytes());
@@ -33,7 +36,7 @@ mod tests {
     use super::*;
 
     fn edit(at: Range<usize>, text: &str) -> Edit {
-        Edit { at, text: text.to_owned() }
+        Edit { at, text: text.to_owned().into() }
     }
 
     #[test]

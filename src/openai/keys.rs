@@ -1,14 +1,29 @@
 //! The keys of a request that are acted on, each with one reading or none.
 
-use super::text::Key;
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use super::json::{Fault, Watch, object};
 use std::borrow::Cow;
-use std::fmt;
 use std::ops::Range;
 
-/// The top-level keys that are acted on, or counted.
+/// A top-level key that is acted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    Model,
+    Messages,
+    Stream,
+    StreamOptions,
+    MaxTokens,
+    MaxCompletionTokens,
+    N,
+    BestOf,
+    ServiceTier,
+    Prompt,
+    Store,
+    PreviousResponseId,
+    Conversation,
+    PromptCacheKey,
+}
+
+/// Each [`Name`] as it is written, in the order of the type; behind them, those that are only counted.
 const NAMES: [&str; 18] = [
     "model",
     "messages",
@@ -20,70 +35,61 @@ const NAMES: [&str; 18] = [
     "best_of",
     "service_tier",
     "prompt",
-    "input",
-    "suffix",
-    "tools",
-    "functions",
     "store",
     "previous_response_id",
     "conversation",
     "prompt_cache_key",
+    "input",
+    "suffix",
+    "tools",
+    "functions",
 ];
+
+impl Name {
+    pub(super) const fn as_str(self) -> &'static str {
+        NAMES[self as usize]
+    }
+}
 
 /// An object's values under the names that matter, and the name that could be read in two ways.
 #[derive(Default)]
 pub(super) struct Object<'a> {
-    values: [Option<&'a RawValue>; NAMES.len()],
+    values: [Option<&'a str>; NAMES.len()],
     pub(super) ambiguous: Option<&'static str>,
 }
 
 impl<'a> Object<'a> {
-    /// The value under a name of [`NAMES`], null included.
-    pub(super) fn raw(&self, name: &str) -> Option<&'a RawValue> {
-        NAMES.iter().position(|known| *known == name).and_then(|position| self.values[position])
+    /// Reads a body.
+    pub(super) fn read(text: &'a str, depth_max: usize, watch: &mut impl Watch) -> Result<Self, Fault> {
+        let mut read = Object::default();
+        object(text, depth_max, watch, |key, value| match slot(&key, is_plain(&key), &NAMES) {
+            Some((position, true)) if read.values[position].is_none() => read.values[position] = Some(value),
+            Some((position, _)) => read.ambiguous = read.ambiguous.or(Some(NAMES[position])),
+            None => {}
+        })?;
+        Ok(read)
     }
 
-    /// The value under a name of [`NAMES`]; null is as good as absent.
-    pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
-        self.raw(name).filter(|raw| raw.get() != "null")
+    /// The value under a name, null included.
+    pub(super) fn raw(&self, name: Name) -> Option<&'a str> {
+        self.values[name as usize]
+    }
+
+    /// The value under a name; null is as good as absent.
+    pub(super) fn get(&self, name: Name) -> Option<&'a str> {
+        self.raw(name).filter(|value| *value != "null")
     }
 }
 
-impl<'de> Deserialize<'de> for Object<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Object<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
-                let mut object = Object::default();
-                while let Some(key) = map.next_key::<Key<'de>>()? {
-                    match slot(&key, &NAMES) {
-                        Some((position, true)) if object.values[position].is_none() => {
-                            object.values[position] = Some(map.next_value()?);
-                        }
-                        Some((position, _)) => {
-                            object.ambiguous.get_or_insert(NAMES[position]);
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                        None => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                Ok(object)
-            }
-        }
-        deserializer.deserialize_map(Keys)
-    }
+#[expect(clippy::ptr_arg, reason = "whether it is borrowed is what is asked")]
+fn is_plain(key: &Cow<'_, str>) -> bool {
+    matches!(key, Cow::Borrowed(_))
 }
 
 /// Which of the names some reader could take the key for, and whether every reader would.
-fn slot(Key(key): &Key<'_>, names: &[&str]) -> Option<(usize, bool)> {
-    if let Some(position) = names.iter().position(|name| name == key) {
-        return Some((position, matches!(key, Cow::Borrowed(_))));
+fn slot(key: &str, is_plain: bool, names: &[&str]) -> Option<(usize, bool)> {
+    if let Some(position) = names.iter().position(|name| **name == *key) {
+        return Some((position, is_plain));
     }
     let folds = |byte: u8| byte.is_ascii_uppercase() || !byte.is_ascii();
     if !key.bytes().any(folds) {
@@ -104,43 +110,29 @@ fn slot(Key(key): &Key<'_>, names: &[&str]) -> Option<(usize, bool)> {
 /// The options of a stream, as far as they are acted on.
 #[derive(Default)]
 pub(super) struct StreamOptions<'a> {
-    pub(super) include_usage: Option<&'a RawValue>,
+    pub(super) include_usage: Option<&'a str>,
     pub(super) is_empty: bool,
     pub(super) is_ambiguous: bool,
 }
 
-impl<'de> Deserialize<'de> for StreamOptions<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Options;
-        impl<'de> Visitor<'de> for Options {
-            type Value = StreamOptions<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+impl<'a> StreamOptions<'a> {
+    /// Reads the value of `stream_options`.
+    pub(super) fn read(text: &'a str) -> Result<Self, Fault> {
+        let mut options = StreamOptions { is_empty: true, ..StreamOptions::default() };
+        object(text, usize::MAX, &mut (), |key, value| {
+            options.is_empty = false;
+            match slot(&key, is_plain(&key), &["include_usage"]) {
+                None => {}
+                Some((_, true)) if options.include_usage.is_none() => options.include_usage = Some(value),
+                Some(_) => options.is_ambiguous = true,
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StreamOptions<'de>, A::Error> {
-                let mut options = StreamOptions { is_empty: true, ..StreamOptions::default() };
-                while let Some(key) = map.next_key::<Key<'de>>()? {
-                    options.is_empty = false;
-                    let value: &RawValue = map.next_value()?;
-                    match slot(&key, &["include_usage"]) {
-                        None => {}
-                        Some((_, true)) if options.include_usage.is_none() => {
-                            options.include_usage = Some(value)
-                        }
-                        Some(_) => options.is_ambiguous = true,
-                    }
-                }
-                Ok(options)
-            }
-        }
-        deserializer.deserialize_map(Options)
+        })?;
+        Ok(options)
     }
 }
 
 /// Where a borrowed value stands in the text that it was read from.
-pub(super) fn span(raw: &RawValue, text: &str) -> Range<usize> {
-    let start = raw.get().as_ptr().addr() - text.as_ptr().addr();
-    start..start + raw.get().len()
+pub(super) fn span(value: &str, text: &str) -> Range<usize> {
+    let start = value.as_ptr().addr() - text.as_ptr().addr();
+    start..start + value.len()
 }

@@ -2,11 +2,11 @@
 
 use super::Endpoint;
 use super::edit::Edit;
-use super::keys::{Object, span};
+use super::keys::{Name, Object, span};
 use std::ops::Range;
 
 /// The keys that limit the output of one choice. Where both stand, providers differ on which one counts.
-const NAMES: [&str; 2] = ["max_completion_tokens", "max_tokens"];
+const NAMES: [Name; 2] = [Name::MaxCompletionTokens, Name::MaxTokens];
 
 /// Where a body says how much output it asks for, or could say it.
 #[derive(Clone, Debug)]
@@ -21,12 +21,12 @@ pub(super) struct OutputLimit {
 
 impl OutputLimit {
     pub(super) fn find(keys: &Object<'_>, text: &str) -> Self {
-        let raws = NAMES.iter().filter_map(|name| keys.raw(name));
-        let (nulls, others): (Vec<_>, Vec<_>) = raws.partition(|raw| raw.get() == "null");
-        let number = |raw: &serde_json::value::RawValue| Some((span(raw, text), raw.get().parse().ok()?));
+        let values = NAMES.iter().filter_map(|name| keys.raw(*name));
+        let (nulls, others): (Vec<_>, Vec<_>) = values.partition(|value| *value == "null");
+        let number = |value: &str| Some((span(value, text), value.parse().ok()?));
         OutputLimit {
             numbers: others.into_iter().filter_map(number).collect(),
-            null: nulls.first().map(|raw| span(raw, text)),
+            null: nulls.first().map(|value| span(value, text)),
             // The body has a model, so something follows.
             open: text.find('{').map_or(0, |at| at + 1),
         }
@@ -36,17 +36,17 @@ impl OutputLimit {
     pub(super) fn lowered_to(&self, tokens: u64, endpoint: Endpoint) -> Vec<Edit> {
         if !self.numbers.is_empty() {
             let above = self.numbers.iter().filter(|(_, asked)| *asked > tokens);
-            return above.map(|(at, _)| Edit { at: at.clone(), text: tokens.to_string() }).collect();
+            return above.map(|(at, _)| Edit { at: at.clone(), text: tokens.to_string().into() }).collect();
         }
         if let Some(at) = &self.null {
-            return vec![Edit { at: at.clone(), text: tokens.to_string() }];
+            return vec![Edit { at: at.clone(), text: tokens.to_string().into() }];
         }
         let name = match endpoint {
             Endpoint::ChatCompletions => NAMES[0],
             Endpoint::Completions => NAMES[1],
             Endpoint::Embeddings => return Vec::new(),
         };
-        vec![Edit { at: self.open..self.open, text: format!("\"{name}\":{tokens},") }]
+        vec![Edit { at: self.open..self.open, text: format!("\"{}\":{tokens},", name.as_str()).into() }]
     }
 }
 

@@ -10,6 +10,7 @@ mod ask;
 mod edit;
 mod envelope;
 mod fault;
+mod json;
 mod keys;
 mod limit;
 mod prompt;
@@ -17,7 +18,7 @@ mod scan;
 mod text;
 mod usage;
 
-pub use answer::{Answer, NotAnAnswer, Said};
+pub use answer::{Answer, Choice, NotAnAnswer, Said};
 pub use ask::Ask;
 pub use edit::{Edit, splice};
 pub use envelope::Envelope;

@@ -82,7 +82,7 @@ pub fn prompt_tokens(endpoint: Endpoint, body: &[u8]) -> u64 {
 }
 
 /// Whether a part of a message names a file that a provider keeps.
-pub(super) fn names_a_file(messages: &RawValue) -> bool {
+pub(super) fn names_a_file(messages: &str) -> bool {
     #[derive(Deserialize)]
     struct Parts<'a> {
         #[serde(borrow, default)]
@@ -98,7 +98,7 @@ pub(super) fn names_a_file(messages: &RawValue) -> bool {
         #[serde(borrow, default)]
         file_id: Option<&'a RawValue>,
     }
-    let messages: Vec<&RawValue> = serde_json::from_str(messages.get()).unwrap_or_default();
+    let messages: Vec<&RawValue> = serde_json::from_str(messages).unwrap_or_default();
     messages
         .iter()
         .filter_map(|message| serde_json::from_str::<Parts<'_>>(message.get()).ok()?.content)
@@ -120,7 +120,7 @@ fn message_tokens(message: &Message<'_>) -> u64 {
     let mut total = MESSAGE_TOKENS;
     let mut add = |raw: Option<&RawValue>| {
         let Some(raw) = raw else { return };
-        let media = each_text(raw, &mut |text| total = total.saturating_add(tokens::count(text)));
+        let media = each_text(raw.get(), &mut |text| total = total.saturating_add(tokens::count(text)));
         total = total.saturating_add(media.saturating_mul(MEDIUM_TOKENS));
     };
     for raw in [message.role, message.name, message.content, message.refusal, message.reasoning_content] {
@@ -136,7 +136,7 @@ fn message_tokens(message: &Message<'_>) -> u64 {
 
 /// A text, a token, or an array of what is either.
 fn plain_tokens(raw: &RawValue) -> u64 {
-    if let Some(text) = string(raw) {
+    if let Some(text) = string(raw.get()) {
         return tokens::count(&text);
     }
     if !raw.get().starts_with('[') {

@@ -1,40 +1,13 @@
 //! Text inside JSON that somebody else wrote: read for counting, so leniently and without copies where there are no escapes.
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::fmt;
-
-/// A key of an object; owned exactly where it was written with escapes.
-pub(super) struct Key<'a>(pub(super) Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Key<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Key<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-
-            fn visit_borrowed_str<E: Error>(self, key: &'de str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Borrowed(key)))
-            }
-
-            fn visit_str<E: Error>(self, key: &str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Owned(key.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Keys)
-    }
-}
 
 /// The text of a JSON string; `None` for any other value. Half a surrogate pair, which some providers send when they cut a
 /// character in two, reads as U+FFFD.
-pub(super) fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
+pub(super) fn string(json: &str) -> Option<Cow<'_, str>> {
+    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
     Some(if inner.contains('\\') { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
 }
 
@@ -50,33 +23,40 @@ struct Part<'a> {
 }
 
 /// Hands on every text of a value that is a string, a part, or an array of them. Returns how many parts had none.
-pub(super) fn each_text(raw: &RawValue, text: &mut dyn FnMut(&str)) -> u64 {
-    if let Some(whole) = string(raw) {
+pub(super) fn each_text(json: &str, text: &mut dyn FnMut(&str)) -> u64 {
+    if let Some(whole) = string(json) {
         text(&whole);
         return 0;
     }
-    let parts: Vec<&RawValue> = match raw.get().as_bytes().first() {
-        Some(b'[') => serde_json::from_str(raw.get()).unwrap_or_default(),
-        Some(b'{') => vec![raw],
-        _ => return 0,
-    };
-    let mut without = 0;
-    for part in parts {
-        if let Some(whole) = string(part) {
-            text(&whole);
-            continue;
-        }
-        match serde_json::from_str::<Part<'_>>(part.get()) {
-            Ok(Part { text: None, refusal: None, thinking: None }) => without += 1,
-            Ok(Part { text: plain, refusal, thinking }) => {
-                let texts = [plain, refusal, thinking].into_iter().flatten();
-                texts.for_each(|value| each_inner_text(value, text));
+    match json.as_bytes().first() {
+        Some(b'{') => part_text(json, text),
+        Some(b'[') => {
+            let mut without = 0;
+            let parts: Vec<&RawValue> = serde_json::from_str(json).unwrap_or_default();
+            for part in parts {
+                match string(part.get()) {
+                    Some(whole) => text(&whole),
+                    None => without += part_text(part.get(), text),
+                }
             }
-            // Not a part as anybody knows it: its JSON is its text.
-            Err(_) => text(part.get()),
+            without
         }
+        Some(_) | None => 0,
     }
-    without
+}
+
+/// Hands on the texts of a part. Returns whether it has none, as a number.
+fn part_text(json: &str, text: &mut dyn FnMut(&str)) -> u64 {
+    match serde_json::from_str::<Part<'_>>(json) {
+        Ok(Part { text: None, refusal: None, thinking: None }) => return 1,
+        Ok(Part { text: plain, refusal, thinking }) => {
+            let texts = [plain, refusal, thinking].into_iter().flatten();
+            texts.for_each(|value| each_inner_text(value, text));
+        }
+        // Not a part as anybody knows it: its JSON is its text.
+        Err(_) => text(json),
+    }
+    0
 }
 
 /// The text of a part's field: a string, or an array of objects with a `text` each.
@@ -86,11 +66,11 @@ fn each_inner_text(raw: &RawValue, text: &mut dyn FnMut(&str)) {
         #[serde(borrow)]
         text: &'a RawValue,
     }
-    if let Some(whole) = string(raw) {
+    if let Some(whole) = string(raw.get()) {
         return text(&whole);
     }
     match serde_json::from_str::<Vec<Inner<'_>>>(raw.get()) {
-        Ok(parts) => parts.iter().filter_map(|part| string(part.text)).for_each(|whole| text(&whole)),
+        Ok(parts) => parts.iter().filter_map(|part| string(part.text.get())).for_each(|whole| text(&whole)),
         Err(_) => text(raw.get()),
     }
 }
@@ -140,25 +120,21 @@ fn unit(rest: &mut &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn raw(json: &str) -> Box<RawValue> {
-        serde_json::from_str(json).unwrap()
-    }
-
     #[test]
     fn strings_read_as_json_says() {
         for text in ["", "plain", "a\"b\\c/\n\r\t\u{8}\u{c}\u{1}", "川\u{1f30a}é"] {
             let plain = serde_json::to_string(text).unwrap();
             let ascii: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
-            assert_eq!(string(&raw(&plain)).unwrap(), text);
-            assert_eq!(string(&raw(&format!("\"{ascii}\""))).unwrap(), text);
+            assert_eq!(string(&plain).unwrap(), text);
+            assert_eq!(string(&format!("\"{ascii}\"")).unwrap(), text);
         }
-        assert_eq!(string(&raw("\"\\/\"")).unwrap(), "/");
-        assert_eq!(string(&raw("5")), None);
+        assert_eq!(string("\"\\/\"").unwrap(), "/");
+        assert_eq!(string("5"), None);
     }
 
     #[test]
     fn half_a_character_does_not_lose_the_text() {
-        assert_eq!(string(&raw(r#""a\ud83db\udf0a\ud83d\u0041""#)).unwrap(), "a\u{fffd}b\u{fffd}\u{fffd}A");
+        assert_eq!(string(r#""a\ud83db\udf0a\ud83d\u0041""#).unwrap(), "a\u{fffd}b\u{fffd}\u{fffd}A");
     }
 
     #[test]
@@ -166,7 +142,7 @@ mod tests {
         let json = r#"["a",{"type":"text","text":"b"},{"type":"image_url","image_url":{"url":"x"}},
             {"type":"thinking","thinking":[{"type":"text","text":"c"}]},{"refusal":"d"},7]"#;
         let mut texts = Vec::new();
-        assert_eq!(each_text(&raw(json), &mut |text| texts.push(text.to_owned())), 1);
+        assert_eq!(each_text(json, &mut |text| texts.push(text.to_owned())), 1);
         assert_eq!(texts, ["a", "b", "c", "d", "7"]);
     }
 }

@@ -4,9 +4,8 @@
 //! stands beside the counts or within them.
 
 use super::Endpoint;
+use super::json::fields;
 use crate::usage::Usage;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 /// More tokens than this in one number are a mistake of the provider, not a use.
 const TOKENS_MAX: u64 = 1_000_000_000;
@@ -28,8 +27,8 @@ struct Reported {
 
 /// Reads a `usage` object. `None` when it is not one that can be billed by: no object, no counts, or a number that is negative,
 /// fractional or absurd.
-pub(super) fn read(endpoint: Endpoint, raw: &RawValue) -> Option<Usage> {
-    let reported = Reported::read(raw)?;
+pub(super) fn read(endpoint: Endpoint, json: &str) -> Option<Usage> {
+    let reported = Reported::read(json)?;
     let prompt = reported.prompt?;
     let (input, input_total) = reported.input(prompt);
     let Some(output_total) = reported.output_total(input_total) else {
@@ -49,22 +48,23 @@ pub(super) fn read(endpoint: Endpoint, raw: &RawValue) -> Option<Usage> {
 }
 
 impl Reported {
-    fn read(raw: &RawValue) -> Option<Reported> {
-        let wire: Wire<'_> = serde_json::from_str(raw.get()).ok()?;
-        let prompt_details: PromptDetails<'_> = details(wire.prompt_tokens_details)?;
-        let completion_details: CompletionDetails<'_> = details(wire.completion_tokens_details)?;
-        let cached = number(prompt_details.cached_tokens)?.or(number(wire.prompt_cache_hit_tokens)?);
+    fn read(json: &str) -> Option<Reported> {
+        let [prompt, completion, total, prompt_details, completion_details, cache_hit] =
+            fields(json, WIRE).ok()?;
+        let [cached, cache_written, audio_in, image_in] = details(prompt_details, PROMPT_DETAILS)?;
+        let [reasoning, audio_out, image_out] = details(completion_details, COMPLETION_DETAILS)?;
+        let cached = number(cached)?.or(number(cache_hit)?);
         Some(Reported {
-            prompt: number(wire.prompt_tokens)?,
-            completion: number(wire.completion_tokens)?,
-            total: number(wire.total_tokens)?,
+            prompt: number(prompt)?,
+            completion: number(completion)?,
+            total: number(total)?,
             cached: cached.unwrap_or(0),
-            cache_written: number(prompt_details.cache_write_tokens)?.unwrap_or(0),
-            audio_in: number(prompt_details.audio_tokens)?.unwrap_or(0),
-            image_in: number(prompt_details.image_tokens)?.unwrap_or(0),
-            reasoning: number(completion_details.reasoning_tokens)?.unwrap_or(0),
-            audio_out: number(completion_details.audio_tokens)?.unwrap_or(0),
-            image_out: number(completion_details.image_tokens)?.unwrap_or(0),
+            cache_written: number(cache_written)?.unwrap_or(0),
+            audio_in: number(audio_in)?.unwrap_or(0),
+            image_in: number(image_in)?.unwrap_or(0),
+            reasoning: number(reasoning)?.unwrap_or(0),
+            audio_out: number(audio_out)?.unwrap_or(0),
+            image_out: number(image_out)?.unwrap_or(0),
         })
     }
 
@@ -95,53 +95,27 @@ impl Reported {
     }
 }
 
-#[derive(Deserialize)]
-struct Wire<'a> {
-    #[serde(borrow, default)]
-    prompt_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    completion_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    total_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    prompt_tokens_details: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    completion_tokens_details: Option<&'a RawValue>,
-    /// Of providers that split the prompt in two.
-    #[serde(borrow, default)]
-    prompt_cache_hit_tokens: Option<&'a RawValue>,
-}
+/// The keys of a `usage` object; the last is of providers that split the prompt in two.
+const WIRE: [&str; 6] = [
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "prompt_tokens_details",
+    "completion_tokens_details",
+    "prompt_cache_hit_tokens",
+];
+const PROMPT_DETAILS: [&str; 4] = ["cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens"];
+const COMPLETION_DETAILS: [&str; 3] = ["reasoning_tokens", "audio_tokens", "image_tokens"];
 
-#[derive(Default, Deserialize)]
-struct PromptDetails<'a> {
-    #[serde(borrow, default)]
-    cached_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    cache_write_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    audio_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    image_tokens: Option<&'a RawValue>,
-}
-
-#[derive(Default, Deserialize)]
-struct CompletionDetails<'a> {
-    #[serde(borrow, default)]
-    reasoning_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    audio_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    image_tokens: Option<&'a RawValue>,
-}
-
-fn details<'a, T: Default + Deserialize<'a>>(raw: Option<&'a RawValue>) -> Option<T> {
-    raw.map_or_else(|| Some(T::default()), |raw| serde_json::from_str(raw.get()).ok())
+/// The values of details that are there; the outer `None` when they are not an object.
+fn details<'a, const N: usize>(json: Option<&'a str>, names: [&str; N]) -> Option<[Option<&'a str>; N]> {
+    json.map_or(Some([None; N]), |json| fields(json, names).ok())
 }
 
 /// A count; the outer `None` when it is not one.
-fn number(raw: Option<&RawValue>) -> Option<Option<u64>> {
-    let Some(raw) = raw else { return Some(None) };
-    raw.get().parse().ok().filter(|tokens| *tokens <= TOKENS_MAX).map(Some)
+fn number(json: Option<&str>) -> Option<Option<u64>> {
+    let Some(json) = json else { return Some(None) };
+    json.parse().ok().filter(|tokens| *tokens <= TOKENS_MAX).map(Some)
 }
 
 #[cfg(test)]
@@ -149,8 +123,7 @@ mod tests {
     use super::*;
 
     fn usage(json: &str) -> Option<Usage> {
-        let raw: Box<RawValue> = serde_json::from_str(json).unwrap();
-        read(Endpoint::ChatCompletions, &raw)
+        read(Endpoint::ChatCompletions, json)
     }
 
     #[test]
@@ -216,7 +189,7 @@ mod tests {
 
     #[test]
     fn embeddings_have_input_alone() {
-        let raw: Box<RawValue> = serde_json::from_str(r#"{"prompt_tokens":5}"#).unwrap();
-        assert_eq!(read(Endpoint::Embeddings, &raw), Some(Usage { input: 5, ..Usage::default() }));
+        let usage = read(Endpoint::Embeddings, r#"{"prompt_tokens":5}"#);
+        assert_eq!(usage, Some(Usage { input: 5, ..Usage::default() }));
     }
 }

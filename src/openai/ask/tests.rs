@@ -186,3 +186,38 @@ fn only_what_must_change_for_the_provider_changes() {
         );
     }
 }
+
+#[test]
+fn edits_come_in_the_order_of_the_body() {
+    for body in [
+        r#"{"max_tokens":9,"stream":true,"model":"m","max_completion_tokens":9}"#,
+        r#"{"stream":true,"max_completion_tokens":9,"stream_options":{},"max_tokens":9,"model":"m"}"#,
+        r#"{"model":"m","stream":true}"#,
+    ] {
+        let mut ask = Ask::parse(Endpoint::ChatCompletions, body.as_bytes()).unwrap();
+        ask.lower_output(7);
+        let edits = ask.edits("other");
+        assert!(edits.is_sorted_by_key(|edit| edit.at.start), "{edits:?}");
+        let spliced = splice(body.as_bytes(), &edits);
+        let lowered = Ask::parse(Endpoint::ChatCompletions, &spliced).unwrap();
+        assert_eq!((lowered.model.as_str(), lowered.max_output_tokens), ("other", Some(7)), "{edits:?}");
+        assert!(lowered.include_usage, "{edits:?}");
+    }
+}
+
+#[test]
+fn a_conversation_is_told_by_its_name_or_its_beginning() {
+    let affinity = |account: &[u8], body: &str| {
+        Ask::parse(Endpoint::ChatCompletions, body.as_bytes()).unwrap().affinity(account, body.as_bytes())
+    };
+    let named = |text: &str| {
+        format!(r#"{{"model":"m","prompt_cache_key":"k","messages":[{{"role":"user","content":"{text}"}}]}}"#)
+    };
+    assert_eq!(affinity(b"a", &named("x")), affinity(b"a", &named("y")));
+    assert_ne!(affinity(b"a", &named("x")), affinity(b"b", &named("x")));
+    let unnamed = |text: &str| named(text).replace("\"k\"", "null");
+    assert_ne!(affinity(b"a", &unnamed("x")), affinity(b"a", &unnamed("y")));
+    assert_eq!(affinity(b"a", r#"{"model":"m"}"#), None);
+    let twice = br#"{"model":"m","prompt_cache_key":"k","Prompt_cache_key":"l"}"#;
+    assert_eq!(Ask::parse(Endpoint::ChatCompletions, twice).unwrap_err().kind, Kind::DuplicateKey);
+}
