@@ -39,6 +39,7 @@ lint: cargo c-tools ## Formatting, clippy and documentation links, warnings refu
 bench: cargo c-tools ## Hot functions, then the whole beside a bare Pingora proxy: CPU per request, ratio and spread
 	$(BUILD) cargo bench --locked --no-run
 	$(BUILD) cargo bench --locked --bench hot -- $(if $(QUICK),--quick)
+	$(BUILD) cargo bench --locked --bench books -- $(if $(QUICK),--quick)
 	$(BUILD) cargo bench --locked --bench whole -- $(if $(QUICK),--quick)
 
 cargo:

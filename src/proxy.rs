@@ -1,7 +1,7 @@
 //! One request, from its head to its bill: read this file downwards.
 //!
-//! Promises: each Pingora hook is a stage call and a few lines; what a request holds is in its [`Stage`], what is told of it in
-//! its [`Trace`], and logic never reads the trace. Refuses to know: how a stage does its work, and where settings come from.
+//! Promises: each Pingora hook is a stage call and a few lines; what a request holds is in its `Stage`, what is told of it in
+//! its `Trace`, and logic never reads the trace. Refuses to know: how a stage does its work, and where settings come from.
 
 mod answer;
 mod attempts;
@@ -122,7 +122,10 @@ impl ProxyHttp for Proxy {
 
     /// Everything up to the provider. `true` means that the client has its answer.
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        session.set_keepalive(Some(self.settings.keepalive_timeout.as_secs().max(1)));
+        // A client of HTTP/1.0 that did not ask for it waits for the end of the connection.
+        if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(self.settings.keepalive_timeout.as_secs().max(1)));
+        }
         session.set_write_timeout(Some(self.settings.write_timeout));
         match self.receive(session, ctx).await {
             Ok(Received::Relay(exchange)) => {

@@ -44,7 +44,9 @@ pub(super) async fn secure(
     let stand_ins = request.stand_ins.clone();
     let granting = inner.books.spawn(async move {
         let lease = Arc::clone(&from.lease);
-        let mut moving = lease.moving.lock().await;
+        // Who waits for longer has no client left to wait for it.
+        let moving = tokio::time::timeout(of.settings.grant_timeout, lease.moving.lock()).await;
+        let mut moving = moving.map_err(|_| Shortage::Unavailable)?;
         let rate = Rate { price: &price, stand_ins: &stand_ins, service_tier: tier.as_deref() };
         let plan = secured(&of, &from, &mut moving, &need, rate).await?;
         Ok(Secured { purse: from, plan, is_taken: false })
@@ -134,7 +136,6 @@ async fn secured(
     rate: Rate<'_>,
 ) -> Result<Plan, Shortage> {
     let lease = &purse.lease;
-    let mut has_recalled = false;
     for _ in 0..ROUNDS_MAX {
         let missing = match purse.plan(need, rate) {
             // More may have come to the account than is known here.
@@ -147,8 +148,7 @@ async fn secured(
                 Picos(plan.amount.0.saturating_sub(lease.cell.free().0).max(0))
             }
             None if !purse.is_seen(&inner.feed) => Picos(0),
-            None if lease.elsewhere().0 > 0 && !has_recalled => {
-                has_recalled = true;
+            None if lease.elsewhere().0 > 0 && moving.may_recall(inner.clock.now()) => {
                 recall(inner, purse.account).await;
                 Picos(0)
             }

@@ -39,6 +39,7 @@ pub(super) struct Moving {
     /// Spent per second, smoothed.
     rate_pico: f64,
     granted_at: Option<Instant>,
+    recalled_at: Option<Instant>,
 }
 
 /// Sums over the leases.
@@ -66,6 +67,7 @@ impl Lease {
                 known: LeaseTotals::default(),
                 rate_pico: 0.0,
                 granted_at: None,
+                recalled_at: None,
             }),
             low_pico: AtomicI64::new(0),
             available_pico: AtomicI64::new(0),
@@ -144,6 +146,20 @@ impl Lease {
     }
 }
 
+impl Moving {
+    /// Whether other sessions may be asked for what they do not use, which takes a while: not by each request of an account that has
+    /// nothing left.
+    pub(super) fn may_recall(&mut self, now: Instant) -> bool {
+        let may = self.recalled_at.is_none_or(|at| now.saturating_duration_since(at) >= RECALL_AGAIN_AFTER);
+        if may {
+            self.recalled_at = Some(now);
+        }
+        may
+    }
+}
+
+/// Between two recalls of an account's credit.
+const RECALL_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// What a lease should last for: the database may be away so long.
 const OUTAGE: Duration = Duration::from_secs(900);
 /// Requests of the largest kind that a lease should cover.

@@ -31,21 +31,27 @@ pub struct Recovered {
 /// Rows brought to the database at once.
 const ROWS_MAX: usize = 1_000;
 
-/// Recovers every dead session of this machine.
+/// Recovers every dead session of this machine. One that cannot be recovered is an error, once all others have had their turn.
 pub(super) async fn orphans(
     home: &JournalHome,
     store: &Store,
     clock: &Clock,
 ) -> Result<Recovered, LedgerError> {
     let mut all = Recovered::default();
+    let mut first_error = None;
     for orphan in home.orphans()? {
-        let one = session(&orphan, store, clock).await?;
-        all.sessions += one.sessions;
-        all.settled += one.settled;
-        all.died += one.died;
-        all.torn_bytes += one.torn_bytes;
+        match session(&orphan, store, clock).await {
+            Ok(one) => {
+                all.sessions += one.sessions;
+                all.settled += one.settled;
+                all.died += one.died;
+                all.torn_bytes += one.torn_bytes;
+            }
+            // The others are not to wait for it.
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
     }
-    Ok(all)
+    first_error.map_or(Ok(all), Err)
 }
 
 async fn session(orphan: &SessionDirectory, store: &Store, clock: &Clock) -> Result<Recovered, LedgerError> {

@@ -51,10 +51,10 @@ impl Attempts {
         self.plan.candidate()
     }
 
-    /// The model that is answered for, and what it costs customers. `None` as long as it is the one that was asked for.
-    pub(super) fn stand_in(&self) -> Option<(&Arc<Model>, &Arc<ModelPrice>)> {
-        let index = self.plan.model_index();
-        self.prices.get(index).filter(|_| index > 0).map(|price| (self.plan.model(), price))
+    /// The model that is answered for, and what it costs customers: the one that was asked for, or another of its chain. The chain may
+    /// come back to an earlier one.
+    pub(super) fn served(&self) -> Option<(&Arc<Model>, &Arc<ModelPrice>)> {
+        self.prices.get(self.plan.model_index()).map(|price| (self.plan.model(), price))
     }
 
     /// The model that is answered for.

@@ -100,7 +100,7 @@ impl Exchange {
         )?;
         head.set_version(version);
         self.outgoing_body = Some(outgoing);
-        if let Some((model, price)) = self.attempts.stand_in() {
+        if let Some((model, price)) = self.attempts.served() {
             self.bill.serve_as(&model.name, price);
         }
         self.bill.sent(&candidate.provider.name, &candidate.upstream_model);
@@ -427,7 +427,8 @@ impl Exchange {
 
     fn settle_client_gone(&mut self, status: u16, trace: &mut Trace) {
         trace.client_left(status);
-        if self.bill.is_sent() {
+        let is_refused = matches!(self.answer, Answer::Refusal { .. });
+        if self.bill.is_sent() && !is_refused {
             trace.settled(self.bill.settle_passed(Outcome::ClientGone, status), self.bill.ttft_ms());
         } else if self.was_sent {
             trace.settled(self.bill.settle_free(Outcome::ClientGone, status), None);
@@ -459,7 +460,7 @@ impl Exchange {
             (_, _) if timed_out => dialect.refusal(504, b""),
             (_, _) => dialect.refusal(502, b""),
         };
-        self.told_to_wait(refused).internal(error)
+        self.told_to_wait(refused).internal(error.etype().as_str())
     }
 
     /// The client is told to come back when the first of the providers said that it will have room, where one of them did.

@@ -13,9 +13,9 @@ use crate::refusal::{Kind, Refused};
 use crate::route::{Model, Why};
 use crate::settle::{STATUS_CLIENT_GONE, Settlement};
 use http::header::{CONTENT_LENGTH, HeaderName};
-use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
+use pingora::{ErrorType, Result};
 use std::time::{Duration, Instant};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -218,7 +218,12 @@ impl Trace {
     }
 
     pub(super) fn internal(&mut self, error: &pingora::Error) {
-        self.internal = Some(error.to_string());
+        // The engine's own words may quote what a provider sent.
+        let is_ours = matches!(error.etype(), ErrorType::Custom(_) | ErrorType::InternalError);
+        let words = error.context.as_ref().filter(|_| is_ours).map_or("", |context| context.as_str());
+        self.internal = Some(
+            format!("{} {} {words}", error.esource().as_str(), error.etype().as_str()).trim_end().to_owned(),
+        );
     }
 
     /// Names the request and the caller's limits in the head of its answer.

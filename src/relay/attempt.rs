@@ -69,7 +69,8 @@ impl Failure {
             {
                 Failure::NotProcessed
             }
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed if reused => {
+            ErrorType::WriteError if reused => Failure::IdleRace,
+            ErrorType::ReadError | ErrorType::ConnectionClosed if reused && is_untouched(error) => {
                 Failure::IdleRace
             }
             ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2 => Failure::Garbage,
@@ -124,6 +125,13 @@ pub fn come_back(head: &ResponseHeader, now: UnixMicros) -> Option<Duration> {
             u64::try_from(at.saturating_sub(now.0)).ok().map(Duration::from_micros)
         })
     })
+}
+
+/// Whether the connection ended as an idle one does: by the system's word, with not a byte of an answer. The engine tells neither but in
+/// the error's words; HTTP/2, on whose connections other requests may be under way, has others.
+fn is_untouched(error: &Error) -> bool {
+    let words = error.context.as_ref().map_or("", |context| context.as_str());
+    error.retry == RetryType::ReusedOnly && words.ends_with("bytes already read: 0")
 }
 
 /// Whether the provider took too long.

@@ -353,7 +353,9 @@ impl Bill {
 impl Drop for Bill {
     /// A panic, or a task that was dropped when the process stopped: what passed is billed. What was never sent is not.
     fn drop(&mut self) {
-        if self.hold.is_some() && self.is_sent {
+        if self.hold.is_some() && !self.is_sent {
+            self.permit.used_tokens(0);
+        } else if self.hold.is_some() {
             let status = if self.stream.is_some() { 200 } else { 500 };
             let _settled = self.settle_passed(Outcome::Shutdown, status);
         }

@@ -69,7 +69,7 @@ pub enum BatchError {
 }
 
 /// Rows in one statement: so many, or one of the smaller numbers, so that a statement is prepared once and not for each batch.
-/// 21 columns each; SQLite takes 32,766 parameters (https://sqlite.org/limits.html).
+/// 21 columns each; SQLite takes 32,766 parameters (<https://sqlite.org/limits.html>).
 const ROWS_AT_ONCE: [usize; 4] = [200, 32, 8, 1];
 
 /// `INSERT INTO request` for each number of [`ROWS_AT_ONCE`].

@@ -93,7 +93,7 @@ async fn holder(
     new: &NewClaim,
 ) -> Result<Option<Claimed>, StoreError> {
     let found = sqlx::query(
-        "SELECT c.request_id, r.outcome, r.cost_pico, s.state <> 'closed' AS is_open, \
+        "SELECT c.request_id, r.outcome, r.cost_pico = 0 AND r.usage = '{}' AS is_unused, s.state <> 'closed' AS is_open, \
          EXISTS (SELECT 1 FROM quarantine q WHERE q.request_id = c.request_id) AS is_aside \
          FROM claim c LEFT JOIN request r ON r.id = c.request_id LEFT JOIN session s ON s.id = c.session_id \
          WHERE c.account_id = ? AND c.idempotency_key = ? AND c.created_at >= ?",
@@ -106,11 +106,13 @@ async fn holder(
     let Some(row) = found else { return Ok(None) };
     let request =
         RequestId::from_slice(row.get(0)).ok_or_else(|| StoreError::damaged("a claim's request"))?;
-    let unanswered = [Outcome::UpstreamError.as_str(), Outcome::UpstreamTimeout.as_str()];
+    let unanswered =
+        [Outcome::UpstreamError, Outcome::UpstreamTimeout, Outcome::Shutdown, Outcome::ClientGone]
+            .map(Outcome::as_str);
     let is_open = row.get::<Option<bool>, _>("is_open").unwrap_or(false);
     Ok(match row.get::<Option<&str>, _>("outcome") {
         Some(outcome)
-            if unanswered.contains(&outcome) && row.get::<Option<i64>, _>("cost_pico") == Some(0) =>
+            if unanswered.contains(&outcome) && row.get::<Option<bool>, _>("is_unused") == Some(true) =>
         {
             None
         }
