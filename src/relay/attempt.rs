@@ -127,11 +127,12 @@ pub fn come_back(head: &ResponseHeader, now: UnixMicros) -> Option<Duration> {
     })
 }
 
-/// Whether the connection ended as an idle one does: by the system's word, with not a byte of an answer. The engine tells neither but in
-/// the error's words; HTTP/2, on whose connections other requests may be under way, has others.
+/// Whether the connection ended with not a byte of this answer, which the engine tells in its error's words alone; on HTTP/1 by the
+/// system's word, too: a TLS error can come from the middle of a connection's life.
 fn is_untouched(error: &Error) -> bool {
     let words = error.context.as_ref().map_or("", |context| context.as_str());
-    error.retry == RetryType::ReusedOnly && words.ends_with("bytes already read: 0")
+    let is_idle_end = error.retry == RetryType::ReusedOnly && words.ends_with("bytes already read: 0");
+    is_idle_end || words == "while reading h2 header"
 }
 
 /// Whether the provider took too long.
