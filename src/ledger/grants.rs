@@ -198,6 +198,7 @@ async fn ask(
         }
     }
 }
+
 async fn recall(inner: &Inner, account: AccountId) {
     match inner.store.recall(account).await {
         Ok(()) => tokio::time::sleep(RECALL_WAIT).await,
@@ -216,41 +217,39 @@ async fn reread(inner: &Inner, lease: &Lease, moving: &mut Moving, account: Acco
     }
 }
 
-/// Puts into the cell what the totals have gained.
+/// Puts into the cell what the totals have gained, and what was taken out of it to be returned and was not.
 fn bring_to(lease: &Lease, moving: &mut Moving, totals: LeaseTotals) {
-    let granted = totals.granted.0 - moving.known.granted.0;
-    moving.known.granted = totals.granted;
-    if let Some(amount) = Micros(granted.max(0)).to_picos() {
+    let known = std::mem::replace(&mut moving.known, totals);
+    let granted = totals.granted.0.saturating_sub(known.granted.0).max(0);
+    let kept = known.returned.0.saturating_sub(totals.returned.0).max(0);
+    if let Some(amount) = Micros(granted.saturating_add(kept)).to_picos() {
         lease.cell.put(amount);
     }
+}
+
+/// Takes what is free out of the cell, in whole micro-dollars, to be returned. Whether it goes is for the next totals to tell.
+fn take_free(lease: &Lease, moving: &mut Moving) -> Micros {
+    let taken = lease.cell.take_units(Picos(i64::MAX), Picos(PICOS_PER_MICRO)).split().0;
+    moving.known.returned.0 = moving.known.returned.0.saturating_add(taken.0);
+    taken
 }
 
 /// Returns what the lease has free in whole micro-dollars.
 pub(super) async fn give_back(inner: &Inner, lease: &Lease, account: AccountId) -> Result<(), StoreError> {
     let mut moving = lease.moving.lock().await;
     reread(inner, lease, &mut moving, account).await;
-    let taken = lease.cell.take_units(Picos(i64::MAX), Picos(PICOS_PER_MICRO));
-    let amount = taken.split().0;
+    let amount = take_free(lease, &mut moving);
     if amount.0 == 0 {
         return Ok(());
     }
-    let before = moving.known.returned;
     match inner.store.give_back(inner.session, account, amount, inner.clock.wall()).await {
         Ok(totals) => {
-            moving.known.returned = totals.returned;
+            bring_to(lease, &mut moving, totals);
             lease.low_pico.store(0, Ordering::Relaxed);
             Ok(())
         }
         Err(error) => {
-            // Whether it went is not known until the totals are read: only what is seen not to have gone is put back.
-            let totals = inner.store.lease_totals(inner.session, account).await;
-            if let Ok(Some(totals)) = totals
-                && totals.returned == before
-            {
-                lease.cell.put(taken);
-            } else if let Ok(Some(totals)) = totals {
-                moving.known.returned = totals.returned;
-            }
+            reread(inner, lease, &mut moving, account).await;
             Err(error)
         }
     }
@@ -268,5 +267,33 @@ impl Drop for Secured {
         if !self.is_taken {
             self.purse.release(self.plan.amount);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::leases::Leases;
+    use super::*;
+
+    /// What is free after a return of everything whose answer was lost, once the totals could be read.
+    async fn free_after_a_return_with(returned: Micros) -> Picos {
+        let lease = Leases::default().of(AccountId::new());
+        let mut moving = lease.moving.lock().await;
+        bring_to(&lease, &mut moving, LeaseTotals { granted: Micros(100), returned: Micros(0) });
+        assert_eq!(take_free(&lease, &mut moving), Micros(100));
+        assert_eq!(lease.cell.free(), Picos(0));
+        let totals = LeaseTotals { granted: Micros(100), returned };
+        bring_to(&lease, &mut moving, totals);
+        let free = lease.cell.free();
+        // The same totals again change nothing.
+        bring_to(&lease, &mut moving, totals);
+        assert_eq!(lease.cell.free(), free);
+        free
+    }
+
+    #[tokio::test]
+    async fn a_return_of_unknown_outcome_is_free_again_if_it_did_not_go_and_only_then() {
+        assert_eq!(free_after_a_return_with(Micros(0)).await, Picos(100 * PICOS_PER_MICRO));
+        assert_eq!(free_after_a_return_with(Micros(100)).await, Picos(0));
     }
 }
