@@ -30,6 +30,10 @@ pub enum Unclaimed {
 
 /// How long a key stands for its first request.
 pub(super) const KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// Tries to give back a key that was not used; with the waits between them, a minute.
+const FREE_TRIES_MAX: u32 = 9;
+/// Before the second of them. Each further wait is twice as long.
+const FREE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// Claims a key; one round trip.
 pub(super) async fn claim(
@@ -82,7 +86,11 @@ impl Drop for Claim {
         let (account, request) = (self.account, self.request);
         let books = inner.books.clone();
         books.spawn(async move {
-            if let Err(error) = inner.store.free_claim(account, &key, request).await {
+            for tries in 0..FREE_TRIES_MAX {
+                if tries > 0 {
+                    tokio::time::sleep(FREE_AGAIN_AFTER * 2u32.pow(tries - 1)).await;
+                }
+                let Err(error) = inner.store.free_claim(account, &key, request).await else { return };
                 // It is free when this session has ended, at the latest.
                 tracing::warn!(account_id = %account, %error, "an idempotency key that was not used is not free yet");
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const HELD: Duration = Duration::from_secs(10);
 
 /// Takes the write lock in another process, and returns once it is taken.
-fn hold_the_lock(gateway: &Gateway) -> Child {
+fn hold_the_lock(gateway: &Gateway, held: Duration) -> Child {
     let program = "import sqlite3, sys, time\n\
         db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)\n\
         db.execute('BEGIN IMMEDIATE')\n\
@@ -20,7 +20,7 @@ fn hold_the_lock(gateway: &Gateway) -> Child {
     let mut child = Command::new("python3")
         .args(["-c", program])
         .arg(gateway.database())
-        .arg(HELD.as_secs().to_string())
+        .arg(held.as_secs().to_string())
         .stdout(Stdio::piped())
         .spawn()
         .expect("python3 with sqlite3 holds the lock: `make test` installs it");
@@ -36,7 +36,7 @@ fn warm_traffic_goes_on_while_another_process_holds_the_write_lock() {
     let gateway = Gateway::before(&upstream);
     gateway.hello().ok();
     gateway.rows_when(1);
-    let mut lock = hold_the_lock(&gateway);
+    let mut lock = hold_the_lock(&gateway, HELD);
     let begun = Instant::now();
     let mut count = 1;
     let mut slowest = Duration::ZERO;
@@ -66,7 +66,7 @@ fn warm_traffic_goes_on_while_another_process_holds_the_write_lock() {
 fn cold_traffic_is_told_to_come_back_while_the_lock_is_held() {
     let upstream = Upstream::start();
     let gateway = Gateway::before(&upstream);
-    let mut lock = hold_the_lock(&gateway);
+    let mut lock = hold_the_lock(&gateway, HELD);
     let begun = Instant::now();
     let reply = gateway.hello();
     // A grant needs a write; that the database is slow is not the customer's lack of credit.
@@ -76,5 +76,38 @@ fn cold_traffic_is_told_to_come_back_while_the_lock_is_held() {
     assert!(lock.wait().unwrap().success());
     wait_for("the account to be served", Duration::from_secs(5), || {
         Some(gateway.hello()).filter(|reply| reply.status == 200)
+    });
+}
+
+#[test]
+fn an_idempotency_key_that_could_not_be_freed_while_the_lock_was_held_is_free_soon_after() {
+    let (good, silent) = (Upstream::start(), Upstream::start());
+    let gateway = Gateway::builder()
+        .provider("good", &good)
+        .provider_of_url("silent", &format!("https://{}/v1", silent.address()), "connect_timeout_ms = 1500")
+        .model("tiny", &[("good", 1)])
+        .model("rich", &[("silent", 1)])
+        .start();
+    gateway.hello().ok();
+    let request = |model: &str| {
+        let mut body = hello();
+        body["model"] = model.into();
+        Request::post("/v1/chat/completions", body.to_string())
+            .key(&gateway.account.key)
+            .header("Idempotency-Key", "k")
+    };
+    let mut first = gateway.connect();
+    first.send(&request("rich").to_bytes(gateway.address())).unwrap();
+    wait_for("an attempt, with the key taken", Duration::from_secs(5), || {
+        (silent.connections() == 1).then_some(())
+    });
+
+    let mut lock = hold_the_lock(&gateway, Duration::from_secs(4));
+    // Nothing was sent, so that no row of the request frees the key: that is for a write of its own.
+    assert!(first.reply().unwrap().status >= 500);
+    assert!(lock.try_wait().unwrap().is_none(), "the lock was still held");
+    assert!(lock.wait().unwrap().success());
+    wait_for("the key to be free", Duration::from_secs(10), || {
+        Some(gateway.ask(&request("tiny"))).filter(|reply| reply.status == 200)
     });
 }
