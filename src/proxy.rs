@@ -122,6 +122,7 @@ impl ProxyHttp for Proxy {
 
     /// Everything up to the provider. `true` means that the client has its answer.
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        relay::head_read(session);
         // A client of HTTP/1.0 that did not ask for it waits for the end of the connection.
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.settings.keepalive_timeout.as_secs().max(1)));
@@ -259,6 +260,7 @@ impl ProxyHttp for Proxy {
         if let Stage::Relaying(exchange) = &mut ctx.stage {
             exchange.close(session, &mut ctx.trace);
         }
+        relay::await_head(session);
         ctx.trace.record(&self.metrics, &self.clock);
     }
 

@@ -3,6 +3,7 @@
 //! Promises: ready only when every listener accepts; on SIGTERM listeners close, requests under way finish within the drain time,
 //! then the books are closed. Refuses to know: what the parts do.
 
+mod accept;
 mod demonstration;
 mod gauges;
 mod greeting;
@@ -24,6 +25,7 @@ use crate::price::Book;
 use crate::proxy::Proxy;
 use crate::relay::{Budget, Curfew, Drains, Resolver, ResolverSettings};
 use crate::store::{Opened, Store, StoreError};
+use accept::Connections;
 use arc_swap::ArcSwap;
 use demonstration::Demonstration;
 use gauges::{Gauges, Sources};
@@ -58,13 +60,8 @@ pub enum ServeError {
     /// The system refused a thread, a runtime or a signal handler.
     #[error("{0}")]
     System(#[from] std::io::Error),
-    /// The listeners were not there in time.
-    #[error("the listeners did not accept within {0:?}")]
-    NotReady(Duration),
 }
 
-/// How long the listeners may take to accept.
-const READY_MAX: Duration = Duration::from_secs(10);
 /// How long answers that the curfew ends may take to tell their clients.
 const CURFEW_MAX: Duration = Duration::from_secs(1);
 /// How long tasks that are dropped after that may take to settle their bills.
@@ -92,7 +89,10 @@ fn serve(config: &Config, demo: bool, books: &Runtime) -> Result<(), ServeError>
         Signals::install()?
     };
     let listening = Listening::claim(&config.server.listen)?;
-    let admin_listener = books.block_on(listen::bind(&config.admin.listen))?;
+    let admin_listener = {
+        let _on_books = books.enter();
+        TcpListener::from_std(listen::bind(&config.admin.listen)?)?
+    };
     let readiness = Readiness::default();
     let metrics = Metrics::new().map_err(std::io::Error::other)?;
     let gauges = Gauges::new(metrics.clone(), readiness.clone());
@@ -102,7 +102,7 @@ fn serve(config: &Config, demo: bool, books: &Runtime) -> Result<(), ServeError>
     gauges.ask(parts.sources(config));
     let served = parts
         .proxy(config, metrics)
-        .and_then(|proxy| listening.start(proxy, &settings::listening(config)))
+        .and_then(|proxy| listening.start(proxy, &parts.connections, &settings::listening(config)))
         .and_then(|running| parts.serve(config, books, running, &readiness, &mut signals));
     let closed = books.block_on(parts.close());
     served.and(closed)
@@ -128,6 +128,7 @@ struct Parts {
     resolver: Resolver,
     book: Arc<ArcSwap<Book>>,
     budget: Budget,
+    connections: Connections,
     in_flight: Arc<AtomicU64>,
     curfew: Curfew,
     drains: Drains,
@@ -173,6 +174,7 @@ impl Parts {
             resolver,
             book,
             budget: Budget::new(config.server.max_buffered_bytes),
+            connections: Connections::new(settings::listening(config).accept),
             in_flight: Arc::default(),
             curfew: Curfew::default(),
             drains: Drains::new(settings::drains(config)),
@@ -187,6 +189,7 @@ impl Parts {
             ledger: self.ledger.clone(),
             budget: self.budget.clone(),
             budget_max: config.server.max_buffered_bytes,
+            connections: self.connections.clone(),
             in_flight: Arc::clone(&self.in_flight),
             drains: self.drains.clone(),
         }
@@ -220,10 +223,6 @@ impl Parts {
         readiness: &Readiness,
         signals: &mut Signals,
     ) -> Result<(), ServeError> {
-        if !running.wait_until_ready(READY_MAX) {
-            running.stop(DROP_MAX);
-            return Err(ServeError::NotReady(READY_MAX));
-        }
         readiness.set(true);
         greeting::say(config, self.demonstration.as_ref());
         let told = books.block_on(async {

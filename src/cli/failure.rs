@@ -83,7 +83,6 @@ impl From<ServeError> for Failure {
             ServeError::Secret(message) => Failure::configuration(message),
             ServeError::Listen { .. } => Failure::new("listen", error.to_string()),
             ServeError::System(_) => Failure::new("system", error.to_string()),
-            ServeError::NotReady(_) => Failure::new("not_ready", error.to_string()),
         }
     }
 }

@@ -81,6 +81,14 @@ fn server(table: &mut Table<'_>) -> Server {
     let server = Server {
         listen: listen.unwrap_or(default.listen),
         threads: size(table, "threads", default.threads, THREADS),
+        max_connections: size(table, "max_connections", default.max_connections, 1..=10_000_000),
+        max_connections_per_address: size(
+            table,
+            "max_connections_per_address",
+            default.max_connections_per_address,
+            1..=10_000_000,
+        ),
+        head_timeout: time(table, "head_timeout_ms", default.head_timeout),
         max_requests: table
             .optional("max_requests", |value| value.integer(1..=10_000_000))
             .unwrap_or(default.max_requests),

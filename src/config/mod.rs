@@ -53,6 +53,12 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// Threads that carry requests; 0 is one per core.
     pub threads: usize,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Connections at once of one address that is not of this machine.
+    pub max_connections_per_address: usize,
+    /// From the first byte of a request's head to its last.
+    pub head_timeout: Duration,
     /// Requests under way together, of all accounts.
     pub max_requests: u64,
     /// Requests in a second, of all addresses; 0 sets no limit.
@@ -316,6 +322,9 @@ impl Default for Server {
         Server {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
             threads: 0,
+            max_connections: 20_000,
+            max_connections_per_address: 1_000,
+            head_timeout: Duration::from_secs(15),
             max_requests: 10_000,
             max_requests_per_s: 100_000,
             max_requests_per_s_per_address: 5_000,

@@ -7,6 +7,9 @@ use prometheus::{Counter, Gauge, GaugeVec, Opts, Registry};
 #[expect(missing_docs, reason = "each is described in the table below, which is also its help text")]
 pub enum Level {
     Ready,
+    Connections,
+    ConnectionsRefusedAll,
+    ConnectionsRefusedAddress,
     RequestsInFlight,
     Drains,
     DrainsTurnedAway,
@@ -49,8 +52,19 @@ enum Slot {
 }
 
 /// Name and help of each level. A name in `_total` is a counter, any other a gauge.
-const DECLARED: [(Level, &str, &str); 32] = [
+const DECLARED: [(Level, &str, &str); 35] = [
     (Level::Ready, "weir_ready", "1 while every listener accepts requests, else 0."),
+    (Level::Connections, "weir_connections", "Connections of clients that are open."),
+    (
+        Level::ConnectionsRefusedAll,
+        "weir_connections_refused_total",
+        "Connections that were closed at once, since the process had as many as it takes.",
+    ),
+    (
+        Level::ConnectionsRefusedAddress,
+        "weir_connections_refused_of_address_total",
+        "Connections that were closed at once, since their address had as many as one may have.",
+    ),
     (Level::RequestsInFlight, "weir_requests_in_flight", "Requests that have arrived and not ended."),
     (Level::BufferedBodyBytes, "weir_buffered_body_bytes", "Bytes of request bodies in memory."),
     (Level::Drains, "weir_drains", "Providers that are read on although their clients have left."),

@@ -7,6 +7,7 @@
 mod adapter;
 mod attempt;
 mod body;
+mod connection;
 mod control;
 mod curfew;
 mod drain;
@@ -21,6 +22,7 @@ pub use adapter::{
 };
 pub use attempt::{Failure, Next, TOTAL_TIMEOUT, come_back, is_timeout};
 pub use body::{Body, Budget, Linger, Settings as BodySettings, Unread, linger, read_body};
+pub use connection::{Connection, HeadLimits, Secured, Socket, await_head, head_read};
 pub use control::{Consent, Control, Pause, Settings as Silence};
 pub use curfew::Curfew;
 pub use drain::{Drains, Settings as DrainSettings};

@@ -1,5 +1,6 @@
 //! What each part says of itself, brought together when the metrics are read.
 
+use super::accept::Connections;
 use crate::authenticate::Authenticator;
 use crate::control::admin::Readiness;
 use crate::feed::Feed;
@@ -27,6 +28,7 @@ pub(super) struct Sources {
     pub(super) budget: Budget,
     /// In bytes.
     pub(super) budget_max: usize,
+    pub(super) connections: Connections,
     pub(super) in_flight: Arc<AtomicU64>,
     pub(super) drains: Drains,
 }
@@ -57,7 +59,11 @@ impl Sources {
     fn read(&self) -> Vec<(Level, f64)> {
         let keys = self.authenticator.stats();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        let (refused, refused_of_address) = self.connections.refused();
         let mut levels = vec![
+            (Level::Connections, self.connections.open() as f64),
+            (Level::ConnectionsRefusedAll, refused as f64),
+            (Level::ConnectionsRefusedAddress, refused_of_address as f64),
             (Level::RequestsInFlight, count(&self.in_flight)),
             (Level::Drains, self.drains.open() as f64),
             (Level::DrainsTurnedAway, self.drains.turned_away() as f64),

@@ -1,21 +1,21 @@
-//! The listeners, and their stop: Pingora's service on a runtime of its own, so that the end of the process is ours to decide.
+//! The listeners, and their stop: Pingora's proxy on a runtime of its own, so that the end of the process is ours to decide.
 //!
 //! Pingora's own `Server` sleeps the whole grace period after SIGTERM, also when nothing is under way, and then ends the process; so
-//! its service is started here, and told to stop here.
+//! connections are accepted here and handed to it. The sockets are bound once, before anything else is done, and connections queue
+//! in the kernel until somebody accepts them.
 
 use super::ServeError;
+use super::accept::{self, Connections, accept};
 use crate::proxy::Proxy;
 use pingora::apps::HttpServerOptions;
-use pingora::proxy::{HttpProxy, http_proxy_service};
+use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 /// Sizes and times of the listeners.
 #[derive(Clone, Debug)]
@@ -28,94 +28,76 @@ pub(super) struct Settings {
     pub(super) attempts_max: usize,
     /// How long an HTTP/2 connection without a request is kept.
     pub(super) keepalive: Duration,
+    /// What connections may take.
+    pub(super) accept: accept::Settings,
 }
 
-/// The addresses of the listeners.
+/// The sockets of the listeners.
 pub(super) struct Listening {
-    addresses: Vec<SocketAddr>,
+    listeners: Vec<TcpListener>,
 }
 
 /// Pingora, running.
 pub(super) struct Running {
     runtime: Runtime,
-    service: JoinHandle<()>,
+    accepting: JoinSet<()>,
     /// True: accept nothing more, and close what is idle.
     closing: watch::Sender<bool>,
-    addresses: Vec<SocketAddr>,
 }
 
-/// Between two looks whether the listeners accept.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// Tasks that accept on one listener.
-const TASKS_PER_LISTENER: usize = 1;
-
 impl Listening {
-    /// Checks that every address is ours to take: Pingora itself would end in a panic on a thread.
+    /// Takes every address.
     pub(super) fn claim(addresses: &[SocketAddr]) -> Result<Self, ServeError> {
-        for address in addresses {
-            TcpListener::bind(address)
-                .map_err(|cause| ServeError::Listen { address: address.to_string(), cause })?;
-        }
-        Ok(Listening { addresses: addresses.to_vec() })
+        Ok(Listening { listeners: addresses.iter().map(bind).collect::<Result<_, _>>()? })
     }
 
     /// Starts Pingora before this proxy.
-    pub(super) fn start(self, proxy: Proxy, settings: &Settings) -> Result<Running, ServeError> {
+    pub(super) fn start(
+        self,
+        proxy: Proxy,
+        connections: &Connections,
+        settings: &Settings,
+    ) -> Result<Running, ServeError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(settings.threads)
             .thread_name("requests")
             .enable_all()
             .build()?;
         let (closing, is_closing) = watch::channel(false);
-        let mut service = self.service(proxy, settings);
-        let service =
-            runtime.spawn(async move { service.start_service(None, is_closing, TASKS_PER_LISTENER).await });
-        Ok(Running { runtime, service, closing, addresses: self.addresses })
-    }
-
-    fn service(&self, proxy: Proxy, settings: &Settings) -> Service<HttpProxy<Proxy, ()>> {
-        let conf = ServerConf {
-            threads: settings.threads,
-            upstream_keepalive_pool_size: settings.pool_size,
-            max_retries: settings.attempts_max,
-            ..ServerConf::default()
-        };
-        let mut service = http_proxy_service(&Arc::new(conf), proxy);
-        if let Some(app) = service.app_logic_mut() {
-            let mut options = HttpServerOptions::default();
-            options.h2c = true;
-            options.h2_idle_timeout = Some(settings.keepalive);
-            app.server_options = Some(options);
+        let app = Arc::new(app(proxy, settings));
+        let mut accepting = JoinSet::new();
+        for listener in self.listeners {
+            let listener = {
+                let _on_requests = runtime.enter();
+                tokio::net::TcpListener::from_std(listener)?
+            };
+            let accepting_on = accept(listener, Arc::clone(&app), connections.clone(), is_closing.clone());
+            accepting.spawn_on(accepting_on, runtime.handle());
         }
-        for address in &self.addresses {
-            service.add_tcp(&address.to_string());
-        }
-        service
+        Ok(Running { runtime, accepting, closing })
     }
 }
 
-impl Running {
-    /// Waits until every listener accepts. `false` when the time is over, or Pingora ended.
-    pub(super) fn wait_until_ready(&self, most: Duration) -> bool {
-        let looks = most.as_millis() / LOOK_EVERY.as_millis();
-        self.addresses.iter().all(|address| {
-            (0..looks).any(|_| {
-                if self.service.is_finished() {
-                    return false;
-                }
-                let accepts = TcpStream::connect_timeout(&reachable(*address), LOOK_EVERY).is_ok();
-                if !accepts {
-                    std::thread::sleep(LOOK_EVERY);
-                }
-                accepts
-            })
-        })
-    }
+fn app(proxy: Proxy, settings: &Settings) -> HttpProxy<Proxy> {
+    let conf = ServerConf {
+        threads: settings.threads,
+        upstream_keepalive_pool_size: settings.pool_size,
+        max_retries: settings.attempts_max,
+        ..ServerConf::default()
+    };
+    let mut app = http_proxy(&Arc::new(conf), proxy);
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(settings.keepalive);
+    app.server_options = Some(options);
+    app
+}
 
-    /// Ends when Pingora does, which before [`Running::close`] is a fault.
+impl Running {
+    /// Ends when a listener does, which before [`Running::close`] is a fault.
     pub(super) async fn ended(&mut self) {
-        if let Err(fault) = (&mut self.service).await {
-            tracing::error!(%fault, "the listeners ended");
+        if let Some(Err(fault)) = self.accepting.join_next().await {
+            tracing::error!(%fault, "a listener ended");
         }
     }
 
@@ -130,22 +112,10 @@ impl Running {
     }
 }
 
-/// An address at which a listener on all addresses answers.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let mut address = address;
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            [127, 0, 0, 1].into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        });
-    }
-    address
-}
-
-/// Binds the admin listener.
-pub(super) async fn bind(address: &SocketAddr) -> Result<tokio::net::TcpListener, ServeError> {
-    tokio::net::TcpListener::bind(address)
-        .await
-        .map_err(|cause| ServeError::Listen { address: address.to_string(), cause })
+/// Takes an address: from now on connections to it queue in the kernel.
+pub(super) fn bind(address: &SocketAddr) -> Result<TcpListener, ServeError> {
+    let failed = |cause| ServeError::Listen { address: address.to_string(), cause };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
 }

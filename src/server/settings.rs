@@ -2,7 +2,7 @@
 
 use super::ServeError;
 use super::demonstration::Demonstration;
-use super::listen;
+use super::{accept, listen};
 use crate::admit::{self, GuardSettings, Tier};
 use crate::clock::Clock;
 use crate::config::{self, Config, LogLevel, Routing};
@@ -12,7 +12,10 @@ use crate::ids::ProviderName;
 use crate::ledger::{self, Durability};
 use crate::price;
 use crate::proxy;
-use crate::relay::{BodySettings, DrainSettings, Drains, Linger, Patience, Resolver, Silence, Upstreams};
+use crate::relay::head::MAX_HEAD_BYTES;
+use crate::relay::{
+    BodySettings, DrainSettings, Drains, HeadLimits, Linger, Patience, Resolver, Silence, Upstreams,
+};
 use crate::route::{
     Candidate, Catalogue, Health, HealthSettings, Model, Provider, RetryBudget, RetryBudgetSettings,
 };
@@ -29,6 +32,8 @@ const BODY_GRACE: Duration = Duration::from_secs(10);
 const OUTPUT_TOKENS_ASSUMED: u64 = 16_384;
 /// A journal has room for so many segments at least, so that it can go on in one while others are written to the database.
 const SEGMENTS: u64 = 8;
+/// A head that never ends is cut off here; one that ends is told what it may have.
+const HEAD_MAX_BYTES: usize = 8 * MAX_HEAD_BYTES;
 /// Connections to providers that are kept for reuse.
 const POOL_SIZE: usize = 1_024;
 
@@ -229,5 +234,10 @@ pub(super) fn listening(config: &Config) -> listen::Settings {
         // One more: the fresh connection after an idle race.
         attempts_max: usize::try_from(config.routing.attempts_max).unwrap_or(usize::MAX - 1) + 1,
         keepalive: config.server.keepalive_timeout,
+        accept: accept::Settings {
+            connections_max: config.server.max_connections,
+            connections_per_address_max: config.server.max_connections_per_address,
+            head: HeadLimits { timeout: config.server.head_timeout, max_bytes: HEAD_MAX_BYTES },
+        },
     }
 }

@@ -1,0 +1,211 @@
+//! Accepts connections, and hands them to Pingora: the loop before its services, so that what a connection may take is decided before
+//! anything is kept for it, and a listening socket stays ours to hand over.
+//!
+//! Promises: no more connections at once than configured, in all and of one address; a lack of descriptors ends no listener.
+//! Refuses to know: what is asked on a connection.
+
+use crate::proxy::Proxy;
+use crate::relay::{Connection, HeadLimits, Socket};
+use pingora::apps::ServerApp as _;
+use pingora::proxy::HttpProxy;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+/// What connections may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    /// At once, in this process.
+    pub(super) connections_max: usize,
+    /// At once, of one address; those of this machine are not counted, nor of clients behind a socket of it.
+    pub(super) connections_per_address_max: usize,
+    /// How long a head may take.
+    pub(super) head: HeadLimits,
+}
+
+/// The connections that are open. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Connections(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    open: Mutex<Open>,
+    refused_all: AtomicU64,
+    refused_address: AtomicU64,
+}
+
+#[derive(Default)]
+struct Open {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place among those that are open, until it is dropped.
+struct Place {
+    connections: Connections,
+    address: Option<IpAddr>,
+}
+
+/// After the system could not accept, for want of descriptors or memory.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Accepts on one listener until it is told to close.
+pub(super) async fn accept(
+    listener: TcpListener,
+    app: Arc<HttpProxy<Proxy>>,
+    connections: Connections,
+    mut closing: watch::Receiver<bool>,
+) {
+    let requests = Handle::current();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = closing.wait_for(|is_closing| *is_closing) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                // Without a place nothing is sent: whoever opens too many connections would only read more.
+                let Some(place) = connections.enter(peer) else { continue };
+                let (app, closing) = (Arc::clone(&app), closing.clone());
+                requests.spawn(async move { serve(stream, peer, &app, place, &closing).await });
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be accepted now");
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+        }
+    }
+}
+
+/// One connection, from its first byte to its last.
+async fn serve(
+    stream: tokio::net::TcpStream,
+    peer: SocketAddr,
+    app: &Arc<HttpProxy<Proxy>>,
+    place: Place,
+    closing: &watch::Receiver<bool>,
+) {
+    // What is written goes out with its flush, not when the kernel finds it worth while.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let head = place.connections.0.settings.head;
+    let Ok(connection) = Connection::new(Socket::Tcp(stream), Some(peer), head) else { return };
+    let mut next: Option<pingora::protocols::Stream> = Some(Box::new(connection));
+    while let Some(stream) = next {
+        next = app.process_new(stream, closing).await;
+    }
+}
+
+/// An error that says nothing of the listener: the connection was gone before it was accepted (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::NetworkDown
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+    )
+}
+
+impl Connections {
+    pub(super) fn new(settings: Settings) -> Self {
+        Connections(Arc::new(Inner {
+            settings,
+            open: Mutex::default(),
+            refused_all: AtomicU64::new(0),
+            refused_address: AtomicU64::new(0),
+        }))
+    }
+
+    /// How many are open.
+    pub(super) fn open(&self) -> usize {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner).all
+    }
+
+    /// How many were refused so far: because there were too many in all, and too many of one address.
+    pub(super) fn refused(&self) -> (u64, u64) {
+        (self.0.refused_all.load(Ordering::Relaxed), self.0.refused_address.load(Ordering::Relaxed))
+    }
+
+    fn enter(&self, peer: SocketAddr) -> Option<Place> {
+        let settings = &self.0.settings;
+        let ip = peer.ip().to_canonical();
+        let address = (!ip.is_loopback()).then_some(ip);
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.all >= settings.connections_max {
+            self.0.refused_all.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        if let Some(address) = address {
+            let of_address = open.by_address.entry(address).or_default();
+            if *of_address >= settings.connections_per_address_max {
+                self.0.refused_address.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+            *of_address += 1;
+        }
+        open.all += 1;
+        Some(Place { connections: self.clone(), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.connections.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.all -= 1;
+        if let Some(address) = self.address
+            && let Some(of_address) = open.by_address.get_mut(&address)
+        {
+            *of_address -= 1;
+            if *of_address == 0 {
+                open.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connections() -> Connections {
+        let head = HeadLimits { timeout: Duration::from_secs(1), max_bytes: 1 };
+        Connections::new(Settings { connections_max: 3, connections_per_address_max: 2, head })
+    }
+
+    #[test]
+    fn an_address_has_no_more_connections_than_its_share_and_gets_its_places_back() {
+        let connections = connections();
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let first = connections.enter(at("192.0.2.1:1")).unwrap();
+        let _second = connections.enter(at("[::ffff:192.0.2.1]:2")).unwrap();
+        assert!(connections.enter(at("192.0.2.1:3")).is_none());
+        assert_eq!(connections.refused(), (0, 1));
+        drop(first);
+        assert!(connections.enter(at("192.0.2.1:3")).is_some());
+        assert_eq!(connections.open(), 1);
+    }
+
+    #[test]
+    fn all_addresses_together_have_no_more_connections_than_the_process_takes() {
+        let connections = connections();
+        let local = "127.0.0.1:1".parse().unwrap();
+        let places: Vec<Place> = (0..3).map(|_| connections.enter(local).unwrap()).collect();
+        assert!(connections.enter(local).is_none());
+        assert_eq!((connections.open(), connections.refused()), (3, (1, 0)));
+        drop(places);
+        assert_eq!(connections.open(), 0);
+        assert!(connections.0.open.lock().unwrap().by_address.is_empty());
+    }
+}
