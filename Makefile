@@ -36,11 +36,12 @@ lint: cargo c-tools ## Formatting, clippy and documentation links, warnings refu
 	RUSTDOCFLAGS="-D warnings" $(BUILD) cargo doc --locked --no-deps --document-private-items
 
 # `make bench QUICK=1` gives a rough answer in a minute.
-bench: cargo c-tools ## Hot functions, then the whole beside a bare Pingora proxy: CPU per request, ratio and spread
+bench: cargo c-tools ## Hot functions, the books, the whole beside a bare Pingora proxy, and the memory of a stream
 	$(BUILD) cargo bench --locked --no-run
 	$(BUILD) cargo bench --locked --bench hot -- $(if $(QUICK),--quick)
 	$(BUILD) cargo bench --locked --bench books -- $(if $(QUICK),--quick)
 	$(BUILD) cargo bench --locked --bench whole -- $(if $(QUICK),--quick)
+	$(BUILD) cargo bench --locked --bench memory -- $(if $(QUICK),--quick)
 
 cargo:
 	@command -v cargo > /dev/null || { echo "Rust is needed: https://rustup.rs" >&2; exit 1; }
