@@ -11,6 +11,7 @@ mod credit;
 mod failure;
 mod key;
 mod ledger;
+mod manual;
 mod migrate;
 mod output;
 mod price;
@@ -22,7 +23,7 @@ mod values;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::store::{Opened, Store};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use failure::Failure;
 use output::{Output, Report};
 use std::ffi::OsString;
@@ -70,6 +71,8 @@ enum Command {
     Serve(serve::Serve),
     #[command(flatten)]
     OnBooks(OnBooks),
+    Man(manual::Man),
+    Completions(manual::Completions),
 }
 
 /// The commands that read or write the books, and end.
@@ -110,10 +113,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<Report, Failure> {
-    let config = Config::load(cli.config.as_deref())?;
+    let config = || Config::load(cli.config.as_deref());
     match cli.command {
-        Command::Serve(serve) => serve.run(&config),
-        Command::OnBooks(command) => on_books(&config, command),
+        Command::Serve(serve) => serve.run(&config()?),
+        Command::Man(man) => man.run(Cli::command()),
+        Command::Completions(completions) => completions.run(Cli::command()),
+        Command::OnBooks(command) => on_books(&config()?, command),
     }
 }
 
@@ -155,7 +160,6 @@ fn asks_for_json(arguments: &[OsString]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
     use clap::error::ErrorKind;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -204,6 +208,8 @@ mod tests {
             "price list".to_owned(),
             "usage --account a@b --since 2030-01-01T00:00:00Z --limit 5".to_owned(),
             "ledger audit".to_owned(),
+            "man d".to_owned(),
+            "completions bash".to_owned(),
         ] {
             if let Err(error) = parse(&format!("weir {line}")) {
                 panic!("{line}: {error}");

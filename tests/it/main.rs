@@ -27,6 +27,7 @@ mod headers;
 mod idempotency;
 mod keys;
 mod locks;
+mod manual;
 mod matrix;
 mod memory;
 mod models;
