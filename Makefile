@@ -12,7 +12,12 @@ TESTS := timeout --foreground 15m
 E2E := $(CURDIR)/target/e2e
 export WEIR_E2E_DIR := $(E2E)
 
-.PHONY: help run test soak lint bench cargo c-tools python
+# Cargo's own tools, pinned, and built without optimisation: that takes a tenth of the time, and they run for seconds.
+TOOLS := $(CURDIR)/target/tools
+CARGO_DENY := 0.20.2
+ADVISORIES := https://github.com/RustSec/advisory-db
+
+.PHONY: help run test soak lint deny bench cargo c-tools python
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
@@ -29,11 +34,22 @@ soak: cargo c-tools python ## The crash tests at length: 1,000 kills, the databa
 	$(BUILD) cargo test --locked --no-run --test it
 	WEIR_KILLS=$(or $(KILLS),1000) WEIR_AWAY_SECONDS=$(or $(AWAY),60) timeout --foreground 3h cargo test --locked --test it crash:: -- --nocapture --test-threads=1
 
-lint: cargo c-tools ## Formatting, clippy and documentation links, warnings refused
+lint: cargo c-tools deny ## Formatting, clippy, documentation links and `make deny`, warnings refused
 	@cargo fmt --version > /dev/null && cargo clippy --version > /dev/null || rustup component add rustfmt clippy
 	cargo fmt --check
 	$(BUILD) cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(BUILD) cargo doc --locked --no-deps --document-private-items
+
+# Known vulnerabilities are asked for where their database can be fetched; where it cannot, that is said, and is a failure with ADVISORY=required.
+deny: $(TOOLS)/cargo-deny-$(CARGO_DENY) ## Licences, banned crates, sources and known vulnerabilities of what Weir is built from
+	deny() { $(TOOLS)/bin/cargo-deny --config .deny.toml --locked --log-level error check --hide-inclusion-graph "$$@"; }
+	deny bans licenses sources
+	if GIT_TERMINAL_PROMPT=0 timeout 30 git ls-remote --exit-code $(ADVISORIES) HEAD > /dev/null 2>&1; then
+		deny advisories
+	else
+		echo "ADVISORIES WERE NOT CHECKED: $(ADVISORIES) cannot be reached from here" >&2
+		if [ "$(ADVISORY)" = required ]; then exit 1; fi
+	fi
 
 # `make bench QUICK=1` gives a rough answer in a minute.
 bench: cargo c-tools ## Hot functions, the books, the whole beside a bare Pingora proxy, and the memory of a stream
@@ -67,6 +83,10 @@ $(E2E)/installed: tests/e2e/requirements.txt tests/e2e/package.json | python
 	timeout 15m $(E2E)/venv/bin/pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt
 	cp tests/e2e/package.json $(E2E)/
 	cd $(E2E) && PATH="$(E2E)/venv/bin:$$PATH" timeout 10m npm install --no-audit --no-fund --loglevel error
+	touch $@
+
+$(TOOLS)/cargo-deny-$(CARGO_DENY): | cargo
+	$(BUILD) cargo install --quiet --locked --debug --root $(TOOLS) cargo-deny@$(CARGO_DENY)
 	touch $@
 
 # Installs the packages in the shell's array `missing`, as root or through sudo.
