@@ -15,9 +15,10 @@ export WEIR_E2E_DIR := $(E2E)
 # Cargo's own tools, pinned, and built without optimisation: that takes a tenth of the time, and they run for seconds.
 TOOLS := $(CURDIR)/target/tools
 CARGO_DENY := 0.20.2
+CARGO_DEB := 3.8.0
 ADVISORIES := https://github.com/RustSec/advisory-db
 
-.PHONY: help run test soak lint deny bench cargo c-tools python
+.PHONY: help run test soak lint deny deb package bench cargo c-tools python
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
@@ -25,7 +26,7 @@ help: ## This list
 run: cargo c-tools ## Weir on http://127.0.0.1:8080/v1 with a demo provider, a funded account and a key, in ./weir-data
 	cargo run --locked -- serve --demo
 
-test: lint $(E2E)/installed ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
+test: lint $(E2E)/installed $(TOOLS)/cargo-deb-$(CARGO_DEB) ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
 	$(BUILD) cargo test --locked --no-run
 	$(TESTS) cargo test --locked
 
@@ -50,6 +51,29 @@ deny: $(TOOLS)/cargo-deny-$(CARGO_DENY) ## Licences, banned crates, sources and 
 		echo "ADVISORIES WERE NOT CHECKED: $(ADVISORIES) cannot be reached from here" >&2
 		if [ "$(ADVISORY)" = required ]; then exit 1; fi
 	fi
+
+deb: cargo c-tools $(TOOLS)/cargo-deb-$(CARGO_DEB) ## The Debian package, in target/debian, and its debug symbols in another
+	$(BUILD) cargo build --locked --release
+	$(MAKE) --no-print-directory package
+	$(TOOLS)/bin/cargo-deb --locked --no-build --dbgsym
+
+# What the package has besides the binary: the manual, completions, and the configuration with a service's own paths.
+WEIR = target/release/weir
+PACKAGE = $(dir $(WEIR))package
+
+package:
+	rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)/share
+	$(WEIR) man $(PACKAGE)/man
+	for shell in bash zsh fish; do $(WEIR) completions $$shell > $(PACKAGE)/weir.$$shell; done
+	sed -e 's|^#url = "sqlite:weir-data/|url = "sqlite:/var/lib/weir/|' -e 's|^#pepper = "file:weir-data/|pepper = "file:/var/lib/weir/|' \
+		-e 's|^#dir = "weir-data/|dir = "/var/lib/weir/|' -e 's|^api_key = "env:OPENAI_API_KEY"|api_key = "file:/etc/weir/openai-key"|' \
+		conf/weir.toml > $(PACKAGE)/weir.toml
+	if grep -nE 'weir-data|OPENAI_API_KEY' $(PACKAGE)/weir.toml; then echo "these are not the paths of a service" >&2; exit 1; fi
+	cp -r conf/prices.toml $$(ls -d conf/grafana conf/prometheus 2> /dev/null) $(PACKAGE)/share/
+	version=$$($(WEIR) --version | cut -d' ' -f2)
+	printf 'weir (%s-1) stable; urgency=medium\n\n  * Release %s.\n\n -- The Weir authors <maintainers@weir.invalid>  %s\n' \
+		$$version $$version "$$(date -R -d @$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)})" > $(PACKAGE)/changelog.Debian
+	gzip -9n $(PACKAGE)/man/* $(PACKAGE)/changelog.Debian
 
 # `make bench QUICK=1` gives a rough answer in a minute.
 bench: cargo c-tools ## Hot functions, the books, the whole beside a bare Pingora proxy, and the memory of a stream
@@ -87,6 +111,10 @@ $(E2E)/installed: tests/e2e/requirements.txt tests/e2e/package.json | python
 
 $(TOOLS)/cargo-deny-$(CARGO_DENY): | cargo
 	$(BUILD) cargo install --quiet --locked --debug --root $(TOOLS) cargo-deny@$(CARGO_DENY)
+	touch $@
+
+$(TOOLS)/cargo-deb-$(CARGO_DEB): | cargo
+	$(BUILD) cargo install --quiet --locked --debug --root $(TOOLS) cargo-deb@$(CARGO_DEB)
 	touch $@
 
 # Installs the packages in the shell's array `missing`, as root or through sudo.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// Write the manual, a page for each command
 ///
-/// `weir.1` is the first one; `weir-key-create.1` is what `man weir key create` shows. Pages that are there are written anew.
+/// `weir.1` is the first one; `man weir-key-create` shows that of `weir key create`. Pages that are there are written anew.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Example:

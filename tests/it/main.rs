@@ -31,6 +31,7 @@ mod manual;
 mod matrix;
 mod memory;
 mod models;
+mod package;
 mod policy;
 mod protocol;
 mod readme;

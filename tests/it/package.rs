@@ -1,0 +1,145 @@
+//! The Debian package, made from the binary under test: what is in it, and that its parts fit together without an installation.
+//!
+//! What needs root and a machine (its user, its service, an upgrade that keeps the edited configuration) is not tried here.
+
+use crate::support::cli::shown;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// The package, unpacked.
+struct Unpacked {
+    directory: TempDir,
+}
+
+impl Unpacked {
+    /// Does what `make deb` does, but for the build.
+    fn make() -> Unpacked {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let tool = root.join("target/tools/bin/cargo-deb");
+        assert!(tool.is_file(), "cargo-deb is not in {}: run `make test`, which installs it", tool.display());
+        let directory = tempfile::tempdir().unwrap();
+        let release = directory.path().join("release");
+        fs::create_dir(&release).unwrap();
+        let weir = release.join("weir");
+        run(Command::new("strip").arg("-o").arg(&weir).arg(env!("CARGO_BIN_EXE_weir")));
+        run(Command::new("make")
+            .arg("--no-print-directory")
+            .arg("package")
+            .arg(format!("WEIR={}", weir.display()))
+            .env_remove("MAKEFLAGS")
+            .current_dir(root));
+        let file = directory.path().join("weir.deb");
+        run(Command::new(tool)
+            .args(["--locked", "--offline", "--no-build", "--no-strip", "--fast", "--output"])
+            .arg(&file)
+            .env("CARGO_TARGET_DIR", directory.path())
+            .current_dir(root));
+        run(Command::new("dpkg-deb").arg("-R").arg(&file).arg(directory.path().join("unpacked")));
+        Unpacked { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join("unpacked").join(name)
+    }
+
+    #[track_caller]
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+}
+
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", shown(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_package_has_all_that_a_service_needs_and_its_configuration_is_good() {
+    let package = Unpacked::make();
+    for name in [
+        "usr/bin/weir",
+        "usr/lib/systemd/system/weir.service",
+        "usr/lib/sysusers.d/weir.conf",
+        "usr/share/man/man1/weir.1.gz",
+        "usr/share/man/man1/weir-key-create.1.gz",
+        "usr/share/bash-completion/completions/weir",
+        "usr/share/zsh/vendor-completions/_weir",
+        "usr/share/fish/vendor_completions.d/weir.fish",
+        "usr/share/doc/weir/copyright",
+        "usr/share/doc/weir/changelog.Debian.gz",
+        "usr/share/weir/prices.toml",
+    ] {
+        assert!(package.path(name).is_file(), "{name} is in the package");
+    }
+    assert_eq!(package.text("DEBIAN/conffiles").trim(), "/etc/weir/weir.toml", "an edited one is kept");
+    let control = package.text("DEBIAN/control");
+    for line in ["Package: weir", "ca-certificates", "libc6 ("] {
+        assert!(control.contains(line), "{line} in {control}");
+    }
+    the_scripts_name_what_is_there(&package);
+    the_unit_starts_what_is_packaged(&package);
+    the_configuration_is_that_of_a_service(&package);
+}
+
+fn the_scripts_name_what_is_there(package: &Unpacked) {
+    let (postinst, postrm) = (package.text("DEBIAN/postinst"), package.text("DEBIAN/postrm"));
+    assert!(
+        postinst.contains(r#"systemd-sysusers ${DPKG_ROOT:+--root="$DPKG_ROOT"} weir.conf"#),
+        "{postinst}"
+    );
+    assert!(postinst.contains("deb-systemd-helper enable weir.service"), "{postinst}");
+    for script in ["postinst", "prerm", "postrm"] {
+        run(Command::new("sh").arg("-n").arg(package.path(&format!("DEBIAN/{script}"))));
+        let text = package.text(&format!("DEBIAN/{script}"));
+        assert!(!text.contains("deb-systemd-invoke restart"), "an upgrade cuts no stream: {text}");
+        assert!(!text.contains("#DEBHELPER#"), "{text}");
+    }
+    assert!(!postrm.contains("rm -r"), "money is not removed with a package: {postrm}");
+}
+
+fn the_unit_starts_what_is_packaged(package: &Unpacked) {
+    let unit = package.text("usr/lib/systemd/system/weir.service");
+    let settings: BTreeMap<&str, &str> = unit.lines().filter_map(|line| line.split_once('=')).collect();
+    for key in ["ExecStart", "ExecStartPre"] {
+        let command = settings.get(key).unwrap_or_else(|| panic!("{key} in {unit}"));
+        assert!(command.contains("/usr/bin/weir") && command.contains("/etc/weir/weir.toml"), "{command}");
+    }
+    assert_eq!(settings.get("User"), Some(&"weir"), "the user of sysusers.d: {unit}");
+    assert!(package.text("usr/lib/sysusers.d/weir.conf").starts_with("u weir "));
+}
+
+/// The reference with a service's paths, read by the packaged binary from elsewhere.
+fn the_configuration_is_that_of_a_service(package: &Unpacked) {
+    let config = package.text("etc/weir/weir.toml");
+    let reference = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/conf/weir.toml")).unwrap();
+    let changed: Vec<&str> = config
+        .lines()
+        .zip(reference.lines())
+        .filter(|(own, reference)| own != reference)
+        .map(|(own, _)| own.split(" = ").next().unwrap())
+        .collect();
+    assert_eq!(changed, ["url", "pepper", "dir", "api_key"]);
+    assert_eq!(config.lines().count(), reference.lines().count());
+
+    // The same with the state below the scratch root, since nothing here may write to /var/lib.
+    let state = package.path("var/lib/weir");
+    fs::create_dir_all(&state).unwrap();
+    let here = package.path("etc/weir/here.toml");
+    fs::write(&here, config.replace("/var/lib/weir", state.to_str().unwrap())).unwrap();
+    let checked = Command::new(package.path("usr/bin/weir"))
+        .arg("--config")
+        .arg(&here)
+        .arg("check")
+        .current_dir("/")
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", shown(&checked));
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert!(said.contains("/etc/weir/openai-key"), "the one thing that is left to do is told: {said}");
+    assert!(state.join("weir.db").is_file());
+}
