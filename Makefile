@@ -11,6 +11,9 @@ TESTS := timeout --foreground 15m
 # The end-to-end test's tools: the real llama.cpp server and the official OpenAI clients, pinned.
 E2E := $(CURDIR)/target/e2e
 export WEIR_E2E_DIR := $(E2E)
+# Prometheus and promtool of Debian's package, whichever version the release has: unpacked, not installed.
+PROMETHEUS := $(CURDIR)/target/prometheus
+export WEIR_PROMETHEUS_DIR := $(PROMETHEUS)
 
 # Cargo's own tools, pinned, and built without optimisation: that takes a tenth of the time, and they run for seconds.
 TOOLS := $(CURDIR)/target/tools
@@ -18,7 +21,7 @@ CARGO_DENY := 0.20.2
 CARGO_DEB := 3.8.0
 ADVISORIES := https://github.com/RustSec/advisory-db
 
-.PHONY: help run test soak lint deny deb package bench cargo c-tools python
+.PHONY: help run test soak lint deny deb package bench prometheus cargo c-tools python
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
@@ -26,7 +29,7 @@ help: ## This list
 run: cargo c-tools ## Weir on http://127.0.0.1:8080/v1 with a demo provider, a funded account and a key, in ./weir-data
 	cargo run --locked -- serve --demo
 
-test: lint $(E2E)/installed $(TOOLS)/cargo-deb-$(CARGO_DEB) ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
+test: lint $(E2E)/installed $(PROMETHEUS)/installed $(TOOLS)/cargo-deb-$(CARGO_DEB) ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
 	$(BUILD) cargo test --locked --no-run
 	$(TESTS) cargo test --locked
 
@@ -83,6 +86,8 @@ bench: cargo c-tools ## Hot functions, the books, the whole beside a bare Pingor
 	$(BUILD) cargo bench --locked --bench whole -- $(if $(QUICK),--quick)
 	$(BUILD) cargo bench --locked --bench memory -- $(if $(QUICK),--quick)
 
+prometheus: $(PROMETHEUS)/installed ## Prometheus and promtool in target/, for the tests of metrics, rules and dashboards
+
 cargo:
 	@command -v cargo > /dev/null || { echo "Rust is needed: https://rustup.rs" >&2; exit 1; }
 
@@ -115,6 +120,17 @@ $(TOOLS)/cargo-deny-$(CARGO_DENY): | cargo
 
 $(TOOLS)/cargo-deb-$(CARGO_DEB): | cargo
 	$(BUILD) cargo install --quiet --locked --debug --root $(TOOLS) cargo-deb@$(CARGO_DEB)
+	touch $@
+
+$(PROMETHEUS)/installed:
+	rm -rf $(PROMETHEUS) && mkdir -p $(PROMETHEUS)
+	if ! apt-cache show prometheus > /dev/null 2>&1; then
+		if [ "$$(id -u)" = 0 ]; then apt-get update -q; else sudo apt-get update -q; fi
+	fi
+	cd $(PROMETHEUS)
+	timeout 10m apt-get download -q prometheus
+	dpkg-deb -x prometheus_*.deb .
+	rm prometheus_*.deb
 	touch $@
 
 # Installs the packages in the shell's array `missing`, as root or through sudo.

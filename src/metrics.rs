@@ -8,19 +8,22 @@
 mod families;
 mod levels;
 mod process;
+mod routes;
 mod series;
 
 pub use levels::Level;
+pub use routes::{RouteLevel, RouteState};
 
 use crate::ids::{ModelName, ProviderName};
 use crate::money::Picos;
 use crate::openai::Endpoint;
-use crate::refusal::Kind;
+use crate::refusal::{Kind, Limit};
 use crate::usage::{Outcome, Usage, UsageSource};
 use arc_swap::ArcSwap;
 use families::Families;
 use levels::Levels;
 use prometheus::{Registry, TextEncoder};
+use routes::Routes;
 use series::{Key, Series};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +37,7 @@ struct Inner {
     registry: Registry,
     families: Families,
     levels: Levels,
+    routes: Routes,
     /// As many as there are combinations of endpoint, model and provider that were asked for; read without a lock.
     series: ArcSwap<HashMap<Key, Arc<Series>>>,
 }
@@ -56,6 +60,8 @@ pub struct RequestEnd<'a> {
     pub status: u16,
     /// Why it was refused or failed.
     pub kind: Option<Kind>,
+    /// The limit by which it was refused.
+    pub limit: Option<Limit>,
     /// Whether the answer was asked for as a stream.
     pub stream: bool,
     /// From the head of the request to the end of its answer.
@@ -81,6 +87,8 @@ pub struct Attempt {
     pub why: &'static str,
     /// What came of it.
     pub outcome: &'static str,
+    /// Whether its connection had been used before; `None` where there was none.
+    pub reused: Option<bool>,
     /// The provider is left alone from now on.
     pub opened_circuit: bool,
 }
@@ -112,7 +120,8 @@ impl Metrics {
         let registry = Registry::new();
         let families = Families::new(&registry).map_err(BadMetric)?;
         let levels = Levels::new(&registry).map_err(BadMetric)?;
-        Ok(Metrics(Arc::new(Inner { registry, families, levels, series: ArcSwap::default() })))
+        let routes = Routes::new(&registry).map_err(BadMetric)?;
+        Ok(Metrics(Arc::new(Inner { registry, families, levels, routes, series: ArcSwap::default() })))
     }
 
     /// Counts a request that has ended.
@@ -128,6 +137,11 @@ impl Metrics {
     /// Notes what a part of the process says of itself. A total that falls is taken for one that stands still.
     pub fn set(&self, level: Level, value: f64) {
         self.0.levels.set(level, value);
+    }
+
+    /// Notes how every candidate of the catalogue stands; those that are not among them are forgotten.
+    pub fn set_routes<'a>(&self, routes: impl Iterator<Item = RouteLevel<'a>>) {
+        self.0.routes.set(routes);
     }
 
     /// Everything in the Prometheus text format, with what the kernel says of the process.
@@ -164,6 +178,7 @@ mod tests {
             provider: ProviderName::from(provider),
             why: "weight",
             outcome: if provider == "main" { "answered" } else { "reset" },
+            reused: Some(provider == "main"),
             opened_circuit: provider != "main",
         })
     }
@@ -181,6 +196,7 @@ mod tests {
             provider,
             status: 200,
             kind: None,
+            limit: Some(Limit::AccountTokens),
             stream: true,
             latency: Duration::from_millis(1_250),
             ttft: Some(Duration::from_millis(250)),
@@ -212,6 +228,10 @@ mod tests {
             "weir_attempts_total{model=\"tiny\",outcome=\"reset\",provider=\"spare\"} 2",
             "weir_route_choices_total{model=\"tiny\",provider=\"spare\",why=\"weight\"} 2",
             "weir_circuits_opened_total{model=\"tiny\",provider=\"spare\"} 2",
+            "weir_provider_connections_total{connection=\"reused\",provider=\"main\"} 2",
+            "weir_provider_connections_total{connection=\"new\",provider=\"spare\"} 2",
+            "weir_limits_hit_total{limit=\"account_tokens_per_minute\"} 2",
+            "weir_limits_hit_total{limit=\"key_spend\"} 0",
             "weir_retries_denied_total{model=\"tiny\",reason=\"budget\"} 2",
             "gen_ai_client_token_usage_token_sum{gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"main\",\
              gen_ai_request_model=\"tiny\",gen_ai_token_type=\"input\"} 30",
@@ -249,6 +269,21 @@ mod tests {
             assert!(help.is_some_and(|help| help.len() > 10), "{name} explains itself");
         }
         assert!(families > 25, "{text}");
+    }
+
+    #[test]
+    fn routes_that_are_gone_are_forgotten_and_of_two_the_better_stands() {
+        let metrics = Metrics::new().unwrap();
+        let (tiny, main, spare) =
+            (ModelName::from("tiny"), ProviderName::from("main"), ProviderName::from("spare"));
+        let route = |provider, state| RouteLevel { model: &tiny, provider, state, outstanding: 2 };
+        let before = [route(&spare, RouteState::Closed), route(&main, RouteState::Open)];
+        metrics.set_routes(before.into_iter());
+        metrics.set_routes([route(&main, RouteState::Open), route(&main, RouteState::HalfOpen)].into_iter());
+        let text = metrics.render().unwrap();
+        assert!(text.contains("weir_route_state{model=\"tiny\",provider=\"main\"} 1"), "{text}");
+        assert!(text.contains("weir_route_attempts_in_flight{model=\"tiny\",provider=\"main\"} 4"), "{text}");
+        assert!(!text.contains("provider=\"spare\""), "{text}");
     }
 
     #[test]

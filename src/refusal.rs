@@ -139,6 +139,66 @@ impl Kind {
     }
 }
 
+/// A bound that a request ran into: whose it is, and of what. It is the metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it; the configuration and the README describe each")]
+pub enum Limit {
+    AccountRequests,
+    AccountTokens,
+    AccountConcurrent,
+    KeyRequests,
+    KeyTokens,
+    KeyConcurrent,
+    KeySpend,
+    AddressRequests,
+    AddressFailures,
+    ProcessRequests,
+    ProcessConcurrent,
+    BufferedBytes,
+    KeyLookups,
+    LedgerBacklog,
+}
+
+impl Limit {
+    /// Every limit, in the order of its declaration.
+    pub const ALL: [Limit; 14] = [
+        Limit::AccountRequests,
+        Limit::AccountTokens,
+        Limit::AccountConcurrent,
+        Limit::KeyRequests,
+        Limit::KeyTokens,
+        Limit::KeyConcurrent,
+        Limit::KeySpend,
+        Limit::AddressRequests,
+        Limit::AddressFailures,
+        Limit::ProcessRequests,
+        Limit::ProcessConcurrent,
+        Limit::BufferedBytes,
+        Limit::KeyLookups,
+        Limit::LedgerBacklog,
+    ];
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Limit::AccountRequests => "account_requests_per_minute",
+            Limit::AccountTokens => "account_tokens_per_minute",
+            Limit::AccountConcurrent => "account_concurrent_requests",
+            Limit::KeyRequests => "key_requests_per_minute",
+            Limit::KeyTokens => "key_tokens_per_minute",
+            Limit::KeyConcurrent => "key_concurrent_requests",
+            Limit::KeySpend => "key_spend",
+            Limit::AddressRequests => "address_requests_per_second",
+            Limit::AddressFailures => "address_failures_per_second",
+            Limit::ProcessRequests => "process_requests_per_second",
+            Limit::ProcessConcurrent => "process_concurrent_requests",
+            Limit::BufferedBytes => "buffered_body_bytes",
+            Limit::KeyLookups => "key_lookups",
+            Limit::LedgerBacklog => "ledger_backlog",
+        }
+    }
+}
+
 /// A refusal: its kind, what the client may read, and what only the log may.
 #[derive(Clone, Debug)]
 pub struct Refused {
@@ -152,6 +212,8 @@ pub struct Refused {
     pub retry_after: Option<Duration>,
     /// The request that has the idempotency key: sent as `x-weir-original-request-id`.
     pub original: Option<RequestId>,
+    /// The limit that was hit, where it was one.
+    pub limit: Option<Limit>,
     /// For the log alone. Never quotes a body, a key or a provider's credential.
     pub internal: Option<String>,
 }
@@ -165,6 +227,7 @@ impl Refused {
             param: None,
             retry_after: None,
             original: None,
+            limit: None,
             internal: None,
         }
     }
@@ -187,6 +250,13 @@ impl Refused {
     #[must_use]
     pub fn original(mut self, request: RequestId) -> Self {
         self.original = Some(request);
+        self
+    }
+
+    /// Names the limit that was hit.
+    #[must_use]
+    pub fn limit(mut self, limit: Limit) -> Self {
+        self.limit = Some(limit);
         self
     }
 

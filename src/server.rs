@@ -100,8 +100,10 @@ fn serve(config: &Config, demo: bool, books: &Runtime) -> Result<(), ServeError>
 
     let parts = books.block_on(Box::pin(Parts::open(config, demo, books.handle())))?;
     gauges.ask(parts.sources(config));
+    books.spawn(tasks::watch_open_items(parts.store.clone(), metrics.clone()));
     let served = parts
         .proxy(config, metrics)
+        .inspect(|proxy| gauges.show_routes(Arc::clone(&proxy.catalogue)))
         .and_then(|proxy| listening.start(proxy, &parts.connections, &settings::listening(config)))
         .and_then(|running| parts.serve(config, books, running, &readiness, &mut signals));
     let closed = books.block_on(parts.close());
@@ -192,6 +194,9 @@ impl Parts {
             connections: self.connections.clone(),
             in_flight: Arc::clone(&self.in_flight),
             drains: self.drains.clone(),
+            clock: self.clock.clone(),
+            backlog_max: settings::ledger(config).backlog_max,
+            journal_max: config.journal.max_bytes,
         }
     }
 

@@ -4,7 +4,7 @@
 //! It guards, it does not meter: paid limits are exact and live elsewhere. Loopback is never limited by address: it is the operator, or a
 //! proxy in front.
 
-use crate::refusal::{Kind, Refused};
+use crate::refusal::{Kind, Limit, Refused};
 use pingora_limits::rate::Rate;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -51,11 +51,12 @@ impl Guard {
                 "The service is busy at the moment; try again shortly.",
             )
             .retry_after(WINDOW)
+            .limit(Limit::ProcessRequests)
             .internal("the process is asked more often than it is to be in a second"));
         }
         match address.filter(is_limited) {
             Some(address) if is_above(&self.requests, Some(address), requests_per_address) => {
-                Err(too_many("Too many requests from this address."))
+                Err(too_many("Too many requests from this address.", Limit::AddressRequests))
             }
             Some(_) | None => Ok(()),
         }
@@ -67,7 +68,7 @@ impl Guard {
         let Some(address) = address.filter(is_limited) else { return Ok(()) };
         let of_all = is_above(&self.failures, None, failures);
         if is_above(&self.failures, Some(address), failures_per_address) || of_all {
-            return Err(too_many("Too many requests without a valid API key."));
+            return Err(too_many("Too many requests without a valid API key.", Limit::AddressFailures));
         }
         Ok(())
     }
@@ -82,8 +83,8 @@ fn is_above(sketch: &Rate, whose: Option<IpAddr>, limit: u32) -> bool {
     limit > 0 && sketch.observe(&whose, 1) > isize::try_from(limit).unwrap_or(isize::MAX)
 }
 
-fn too_many(message: &str) -> Refused {
-    Refused::new(Kind::RateLimitExceeded, message).retry_after(WINDOW)
+fn too_many(message: &str, limit: Limit) -> Refused {
+    Refused::new(Kind::RateLimitExceeded, message).retry_after(WINDOW).limit(limit)
 }
 
 #[cfg(test)]

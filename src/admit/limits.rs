@@ -7,7 +7,7 @@
 use super::bucket::{Bucket, Standing};
 use crate::clock::Clock;
 use crate::ids::{AccountId, KeyId};
-use crate::refusal::{Kind, Refused};
+use crate::refusal::{Kind, Limit, Refused};
 use moka::sync::Cache;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,7 +42,16 @@ struct Limited {
     tier: Tier,
     /// As clients are told.
     whose: &'static str,
+    limits: Named,
     state: Mutex<State>,
+}
+
+/// Its limits, as metrics name them.
+#[derive(Clone, Copy)]
+struct Named {
+    requests: Limit,
+    tokens: Limit,
+    concurrent: Limit,
 }
 
 struct State {
@@ -147,11 +156,14 @@ impl Limited {
             tokens: Bucket::new(tier.tokens_per_minute, now),
             concurrent: 0,
         };
-        let whose = match subject {
-            Subject::Account(_) => "This account",
-            Subject::Key(_) => "This API key",
+        let (whose, requests, tokens, concurrent) = match subject {
+            Subject::Account(_) => {
+                ("This account", Limit::AccountRequests, Limit::AccountTokens, Limit::AccountConcurrent)
+            }
+            Subject::Key(_) => ("This API key", Limit::KeyRequests, Limit::KeyTokens, Limit::KeyConcurrent),
         };
-        Limited { tier, whose, state: Mutex::new(state) }
+        let limits = Named { requests, tokens, concurrent };
+        Limited { tier, whose, limits, state: Mutex::new(state) }
     }
 
     /// Takes a place of the account and one of the process.
@@ -180,10 +192,12 @@ impl Limited {
             return Err(limited(
                 format!("{} already has {concurrent_requests} requests under way, its limit.", self.whose),
                 PLACE_WAIT,
-            ));
+            )
+            .limit(self.limits.concurrent));
         }
         state.requests.take(1, now).map_err(|wait| {
             limited(format!("{} is limited to {requests_per_minute} requests per minute.", self.whose), wait)
+                .limit(self.limits.requests)
         })?;
         state.concurrent += 1;
         Ok(state.concurrent)
@@ -214,12 +228,13 @@ impl Limited {
                      Shorten the input or lower the output limit.",
                     self.whose
                 ),
-            ));
+            )
+            .limit(self.limits.tokens));
         }
-        self.state()
-            .tokens
-            .take(estimate, now)
-            .map_err(|wait| limited(format!("{} is limited to {limit} tokens per minute.", self.whose), wait))
+        self.state().tokens.take(estimate, now).map_err(|wait| {
+            limited(format!("{} is limited to {limit} tokens per minute.", self.whose), wait)
+                .limit(self.limits.tokens)
+        })
     }
 
     fn standing(&self, now: Instant) -> RateStanding {
@@ -242,6 +257,7 @@ impl Load {
         }
         Err(Refused::new(Kind::NoCapacity, "The service is busy at the moment; try again shortly.")
             .retry_after(PLACE_WAIT)
+            .limit(Limit::ProcessConcurrent)
             .internal(format!("{carried} requests are under way, {own} of them of this account")))
     }
 }

@@ -17,7 +17,7 @@ use crate::ids::{KeyId, ModelName, RequestId, TierName};
 use crate::ledger::{self, Claim, Hold, HoldRequest, Ledger, Need, Shortage, Unclaimed};
 use crate::openai::Ask;
 use crate::price::ModelPrice;
-use crate::refusal::{Kind, Refused};
+use crate::refusal::{Kind, Limit, Refused};
 use limits::Limits;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -204,7 +204,8 @@ fn refuse_shortage(shortage: Shortage) -> Refused {
         Shortage::KeyLimit => Refused::new(
             Kind::KeySpendLimitReached,
             "This API key has reached its spend limit. Use another key, or wait until the limit begins anew.",
-        ),
+        )
+        .limit(Limit::KeySpend),
         Shortage::Suspended => Refused::new(
             Kind::AccountSuspended,
             "This account is suspended. Contact the operator of this service.",
@@ -218,6 +219,7 @@ fn refuse_shortage(shortage: Shortage) -> Refused {
         Shortage::Backlog => {
             Refused::new(Kind::NoCapacity, "The service is catching up with its books; try again shortly.")
                 .retry_after(LEDGER_WAIT)
+                .limit(Limit::LedgerBacklog)
                 .internal("the ledger's backlog is full or its view of the database too old")
         }
     }

@@ -4,7 +4,7 @@ use super::{Caller, Policy, bearer, unknown_key};
 use crate::clock::{Clock, UnixMicros};
 use crate::feed::Feed;
 use crate::ids::KeyId;
-use crate::refusal::{Kind, Refused};
+use crate::refusal::{Kind, Limit, Refused};
 use crate::secret::{KeyHash, Pepper};
 use crate::store::Store;
 use moka::future::Cache;
@@ -109,6 +109,11 @@ impl Authenticator {
         &self.stats
     }
 
+    /// Keys in memory, as of the cache's last look at itself.
+    pub fn entries(&self) -> u64 {
+        self.known.entry_count()
+    }
+
     /// When each key in memory was last used; keys that were not used at all are left out.
     pub fn last_used(&self) -> Vec<(KeyId, UnixMicros)> {
         let used = |policy: &Policy| policy.last_used_at.swap(0, Ordering::Relaxed);
@@ -189,5 +194,6 @@ impl Authenticator {
 fn busy(internal: impl std::fmt::Display) -> Refused {
     Refused::new(Kind::NoCapacity, "The service cannot check this API key at the moment; try again shortly.")
         .retry_after(Duration::from_secs(1))
+        .limit(Limit::KeyLookups)
         .internal(internal)
 }

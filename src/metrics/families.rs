@@ -1,7 +1,8 @@
 //! The metrics of requests: name, help, labels and buckets of each.
 
+use crate::refusal::Limit;
 use prometheus::core::Collector;
-use prometheus::{CounterVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{CounterVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
 /// The families that requests are counted in.
 pub(super) struct Families {
@@ -11,6 +12,8 @@ pub(super) struct Families {
     pub(super) billed_usd: CounterVec,
     pub(super) over_usd: CounterVec,
     pub(super) price_fallbacks: IntCounterVec,
+    /// By the index of the limit among all.
+    limits: Vec<IntCounter>,
     pub(super) routing: Routing,
     pub(super) token_usage: HistogramVec,
     pub(super) duration: HistogramVec,
@@ -22,6 +25,7 @@ pub(super) struct Families {
 pub(super) struct Routing {
     pub(super) attempts: IntCounterVec,
     pub(super) choices: IntCounterVec,
+    pub(super) connections: IntCounterVec,
     pub(super) circuits_opened: IntCounterVec,
     pub(super) retries_denied: IntCounterVec,
 }
@@ -32,6 +36,8 @@ const CLASS: &[&str] = &["model", "provider", "class"];
 const MODEL: &[&str] = &["model", "provider"];
 const ATTEMPT: &[&str] = &["model", "provider", "outcome"];
 const CHOICE: &[&str] = &["model", "provider", "why"];
+const CONNECTION: &[&str] = &["provider", "connection"];
+const LIMIT: &[&str] = &["limit"];
 const DENIED: &[&str] = &["model", "reason"];
 const GEN_AI: &[&str] = &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"];
 const GEN_AI_TOKENS: &[&str] =
@@ -104,6 +110,7 @@ impl Families {
                 "Requests that used a class without a price of its own and were billed by another's.",
                 MODEL,
             )?,
+            limits: limits(registry)?,
             routing: Routing::new(registry)?,
             token_usage: spread(
                 "gen_ai_client_token_usage_token",
@@ -133,6 +140,16 @@ impl Families {
     }
 }
 
+impl Families {
+    /// Counts a request that ran into this limit.
+    pub(super) fn limit_hit(&self, limit: Limit) {
+        let index = Limit::ALL.iter().position(|other| *other == limit);
+        if let Some(hit) = index.and_then(|index| self.limits.get(index)) {
+            hit.inc();
+        }
+    }
+}
+
 impl Routing {
     fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let count = |name: &str, help: &str, labels: &[&str]| {
@@ -149,6 +166,11 @@ impl Routing {
                 "Attempts at providers, by why the provider was chosen.",
                 CHOICE,
             )?,
+            connections: count(
+                "weir_provider_connections_total",
+                "Connections to providers that attempts were made on: new ones, and ones that were used before.",
+                CONNECTION,
+            )?,
             circuits_opened: count(
                 "weir_circuits_opened_total",
                 "How often a provider was left alone because it failed.",
@@ -161,6 +183,13 @@ impl Routing {
             )?,
         })
     }
+}
+
+/// All of them from the start: a limit that was never hit stands at zero.
+fn limits(registry: &Registry) -> Result<Vec<IntCounter>, prometheus::Error> {
+    let help = "Requests that were refused since they ran into a limit, by whose limit it is and of what.";
+    let hit = register(registry, IntCounterVec::new(Opts::new("weir_limits_hit_total", help), LIMIT)?)?;
+    Ok(Limit::ALL.iter().map(|limit| hit.with_label_values(&[limit.as_str()])).collect())
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, family: C) -> Result<C, prometheus::Error> {

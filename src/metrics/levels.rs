@@ -18,14 +18,17 @@ pub enum Level {
     KeyCacheHits,
     KeyCacheMisses,
     KeyCacheRefusals,
+    KeyCacheEntries,
     FeedStalenessSeconds,
     LedgerOpenHolds,
     LedgerHeldUsd,
     LedgerFreeUsd,
     LedgerLeases,
     LedgerBacklog,
+    LedgerBacklogLimit,
     LedgerWriterLagSeconds,
     LedgerJournalBytes,
+    LedgerJournalLimitBytes,
     LedgerJournalFailed,
     LedgerBatches,
     LedgerBatchFailures,
@@ -37,10 +40,16 @@ pub enum Level {
     LedgerTornBytes,
     LedgerAuditDriftUsd,
     LedgerFenced,
+    OwedUsd,
+    OwingAccounts,
+    QuarantineRows,
     ProcessResidentBytes,
     ProcessCpuSeconds,
     ProcessOpenFds,
+    ProcessMaxFds,
     ProcessThreads,
+    ProcessVirtualBytes,
+    ProcessStartSeconds,
 }
 
 /// The declared levels, each at its index in the table.
@@ -52,7 +61,7 @@ enum Slot {
 }
 
 /// Name and help of each level. A name in `_total` is a counter, any other a gauge.
-const DECLARED: [(Level, &str, &str); 35] = [
+const DECLARED: [(Level, &str, &str); 44] = [
     (Level::Ready, "weir_ready", "1 while every listener accepts requests, else 0."),
     (Level::Connections, "weir_connections", "Connections of clients that are open."),
     (
@@ -85,6 +94,7 @@ const DECLARED: [(Level, &str, &str); 35] = [
         "weir_key_cache_refusals_total",
         "Keys that could not be checked: database slow or too many look-ups.",
     ),
+    (Level::KeyCacheEntries, "weir_key_cache_entries", "Keys in memory."),
     (
         Level::FeedStalenessSeconds,
         "weir_feed_staleness_seconds",
@@ -104,11 +114,21 @@ const DECLARED: [(Level, &str, &str); 35] = [
         "Settled requests that are not in the database yet.",
     ),
     (
+        Level::LedgerBacklogLimit,
+        "weir_ledger_backlog_limit_settlements",
+        "Settled requests that may wait for the database; beyond it nothing new is admitted.",
+    ),
+    (
         Level::LedgerWriterLagSeconds,
         "weir_ledger_writer_lag_seconds",
         "Age of the oldest settled request that is not in the database yet.",
     ),
     (Level::LedgerJournalBytes, "weir_ledger_journal_bytes", "Bytes that the journal takes."),
+    (
+        Level::LedgerJournalLimitBytes,
+        "weir_ledger_journal_limit_bytes",
+        "Bytes that the journal may take; beyond it nothing new is admitted.",
+    ),
     (Level::LedgerJournalFailed, "weir_ledger_journal_failed", "1 once the journal could not be written."),
     (Level::LedgerBatches, "weir_ledger_batches_total", "Batches written to the database."),
     (
@@ -144,10 +164,28 @@ const DECLARED: [(Level, &str, &str); 35] = [
         "What the last audit in this process found to be off, in US dollars.",
     ),
     (Level::LedgerFenced, "weir_ledger_fenced", "1 once the database has taken this session for ended."),
+    (
+        Level::OwedUsd,
+        "weir_owed_usd",
+        "What accounts owe, in US dollars, read from the database every half minute.",
+    ),
+    (Level::OwingAccounts, "weir_owing_accounts", "Accounts that owe something."),
+    (
+        Level::QuarantineRows,
+        "weir_ledger_quarantine_rows",
+        "Settled requests that were set aside by any process and wait for a person, read every half minute.",
+    ),
     (Level::ProcessResidentBytes, "process_resident_memory_bytes", "Resident memory of the process."),
     (Level::ProcessCpuSeconds, "process_cpu_seconds_total", "CPU time of the process, user and system."),
     (Level::ProcessOpenFds, "process_open_fds", "Open file descriptors of the process."),
+    (Level::ProcessMaxFds, "process_max_fds", "File descriptors that the process may have open."),
     (Level::ProcessThreads, "process_threads", "Threads of the process."),
+    (Level::ProcessVirtualBytes, "process_virtual_memory_bytes", "Virtual memory of the process."),
+    (
+        Level::ProcessStartSeconds,
+        "process_start_time_seconds",
+        "When the process was started, in seconds since 1970-01-01 UTC.",
+    ),
 ];
 
 impl Levels {

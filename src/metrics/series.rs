@@ -33,6 +33,8 @@ pub(super) struct Series {
     requests: [OnceLock<IntCounter>; Kind::ALL.len() + 3],
     attempts: [OnceLock<(&'static str, IntCounter)>; LABELS_MAX],
     route_choices: [OnceLock<(&'static str, IntCounter)>; LABELS_MAX],
+    /// New, and used before.
+    connections: [OnceLock<IntCounter>; CONNECTIONS.len()],
     settlements: [OnceLock<IntCounter>; Outcome::ALL.len() * 2],
     used_units: [OnceLock<IntCounter>; Class::ALL.len()],
     billed_usd: OnceLock<Counter>,
@@ -46,6 +48,8 @@ pub(super) struct Series {
 const NONE: &str = "none";
 /// As many outcomes of an attempt, or reasons for a choice, keep their handles.
 const LABELS_MAX: usize = 16;
+/// Whether an attempt's connection had been used before.
+const CONNECTIONS: [&str; 2] = ["new", "reused"];
 /// The status of a client that left before its answer.
 const CLIENT_GONE: u16 = 499;
 
@@ -131,6 +135,7 @@ impl Series {
             requests: [const { OnceLock::new() }; Kind::ALL.len() + 3],
             attempts: [const { OnceLock::new() }; LABELS_MAX],
             route_choices: [const { OnceLock::new() }; LABELS_MAX],
+            connections: [const { OnceLock::new() }; CONNECTIONS.len()],
             settlements: [const { OnceLock::new() }; Outcome::ALL.len() * 2],
             used_units: [const { OnceLock::new() }; Class::ALL.len()],
             billed_usd: OnceLock::new(),
@@ -156,6 +161,9 @@ impl Series {
         for attempt in end.attempts {
             self.count_attempt(families, attempt);
         }
+        if let Some(limit) = end.limit {
+            families.limit_hit(limit);
+        }
         if let Some(reason) = end.retry_denied {
             families.routing.retries_denied.with_label_values(&[self.key.model(), reason]).inc();
         }
@@ -166,7 +174,7 @@ impl Series {
     }
 
     fn count_attempt(&self, families: &Families, attempt: &Attempt) {
-        let Attempt { model, provider, why, outcome, opened_circuit } = attempt;
+        let Attempt { model, provider, why, outcome, reused, opened_circuit } = attempt;
         let labels = [model.as_str(), provider.as_str()];
         if *opened_circuit {
             families.routing.circuits_opened.with_label_values(&labels).inc();
@@ -177,9 +185,16 @@ impl Series {
         if labels == [self.key.model(), self.key.provider()] {
             labelled(&self.attempts, outcome, || counted(&families.routing.attempts, outcome));
             labelled(&self.route_choices, why, || counted(&families.routing.choices, why));
+            if let Some(index) = reused.map(usize::from) {
+                child(&self.connections, index, || connected(families, provider, index))
+                    .inspect(|connections| connections.inc());
+            }
         } else {
             counted(&families.routing.attempts, outcome).inc();
             counted(&families.routing.choices, why).inc();
+            if let Some(reused) = reused {
+                connected(families, provider, usize::from(*reused)).inc();
+            }
         }
     }
 
@@ -248,6 +263,10 @@ impl Series {
                 .observe(each);
         }
     }
+}
+
+fn connected(families: &Families, provider: &ProviderName, index: usize) -> IntCounter {
+    families.routing.connections.with_label_values(&[provider.as_str(), CONNECTIONS[index]])
 }
 
 /// The handle at this place, made if need be.

@@ -9,7 +9,7 @@ use crate::ids::{AccountId, KeyId, ModelName, ProviderName, RequestId};
 use crate::meter::Ending;
 use crate::metrics::{Attempt, Billed, Metrics, RequestEnd};
 use crate::openai::{Ask, Endpoint};
-use crate::refusal::{Kind, Refused};
+use crate::refusal::{Kind, Limit, Refused};
 use crate::route::{Model, Why};
 use crate::settle::{STATUS_CLIENT_GONE, Settlement};
 use http::header::{CONTENT_LENGTH, HeaderName};
@@ -47,6 +47,7 @@ pub(super) struct Trace {
     provider_status: Option<u16>,
     status: u16,
     kind: Option<Kind>,
+    limit: Option<Limit>,
     internal: Option<String>,
     ttft_ms: Option<u64>,
     settlement: Option<Settlement>,
@@ -80,6 +81,7 @@ impl Trace {
             provider_status: None,
             status: 0,
             kind: None,
+            limit: None,
             internal: None,
             ttft_ms: None,
             settlement: None,
@@ -158,8 +160,16 @@ impl Trace {
             provider: provider.clone(),
             why: why.as_str(),
             outcome: ABANDONED,
+            reused: None,
             opened_circuit: false,
         });
+    }
+
+    /// The attempt under way has a connection.
+    pub(super) fn connected(&mut self, reused: bool) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.reused = Some(reused);
+        }
     }
 
     /// What came of the attempt under way, and whether its provider is left alone from now on.
@@ -186,6 +196,7 @@ impl Trace {
 
     pub(super) fn refused(&mut self, refused: &Refused) {
         self.kind = Some(refused.kind);
+        self.limit = refused.limit;
         self.status = refused.kind.wire().status;
         self.internal = refused.internal.clone();
     }
@@ -259,6 +270,7 @@ impl Trace {
             retry_denied: self.retry_denied,
             status: self.status,
             kind: self.kind,
+            limit: self.limit,
             stream: self.stream,
             latency,
             ttft: self.ttft_ms.map(Duration::from_millis),
@@ -305,6 +317,7 @@ impl Trace {
             provider_status = self.provider_status,
             status = self.status,
             kind = self.kind.map(Kind::as_str),
+            limit = self.limit.map(Limit::as_str),
             detail = self.internal.as_deref(),
             stream = self.stream,
             output_limit = self.output_limit,

@@ -16,7 +16,7 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use tokio::time::{Instant, timeout_at};
 
-use crate::refusal::{Kind, Refused};
+use crate::refusal::{Kind, Limit, Refused};
 
 /// What a body may cost.
 #[derive(Clone, Copy, Debug)]
@@ -282,6 +282,7 @@ fn too_slow() -> Refused {
 fn no_room(used_bytes: usize) -> Refused {
     Refused::new(Kind::NoCapacity, "The gateway holds as many request bodies as it can; try again shortly.")
         .retry_after(Duration::from_secs(1))
+        .limit(Limit::BufferedBytes)
         .internal(format!("request body budget used up: {used_bytes} bytes held"))
 }
 

@@ -2,12 +2,15 @@
 
 use super::accept::Connections;
 use crate::authenticate::Authenticator;
+use crate::clock::Clock;
 use crate::control::admin::Readiness;
 use crate::feed::Feed;
 use crate::ledger::Ledger;
-use crate::metrics::{Level, Metrics};
+use crate::metrics::{Level, Metrics, RouteLevel, RouteState};
 use crate::money::Picos;
 use crate::relay::{Budget, Drains};
+use crate::route::{Catalogue, Standing};
+use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -18,6 +21,8 @@ pub(super) struct Gauges {
     readiness: Readiness,
     /// Not there until the books are open.
     sources: Arc<OnceLock<Sources>>,
+    /// The one in force.
+    catalogue: Arc<ArcSwap<Catalogue>>,
 }
 
 /// Who is asked.
@@ -31,16 +36,25 @@ pub(super) struct Sources {
     pub(super) connections: Connections,
     pub(super) in_flight: Arc<AtomicU64>,
     pub(super) drains: Drains,
+    pub(super) clock: Clock,
+    pub(super) backlog_max: usize,
+    /// In bytes.
+    pub(super) journal_max: u64,
 }
 
 impl Gauges {
     pub(super) fn new(metrics: Metrics, readiness: Readiness) -> Self {
-        Gauges { metrics, readiness, sources: Arc::default() }
+        Gauges { metrics, readiness, sources: Arc::default(), catalogue: Arc::default() }
     }
 
     /// From now on these are asked. The first ones stay.
     pub(super) fn ask(&self, sources: Sources) {
         self.sources.get_or_init(|| sources);
+    }
+
+    /// From now on the routes of this catalogue are shown.
+    pub(super) fn show_routes(&self, catalogue: Arc<Catalogue>) {
+        self.catalogue.store(catalogue);
     }
 
     /// The metrics as text, with the numbers of this moment.
@@ -50,6 +64,20 @@ impl Gauges {
             for (level, value) in sources.read() {
                 self.metrics.set(level, value);
             }
+            let (catalogue, now) = (self.catalogue.load(), sources.clock.now());
+            self.metrics.set_routes(catalogue.models().flat_map(|model| {
+                model.candidates.iter().map(|candidate| RouteLevel {
+                    model: &model.name,
+                    provider: &candidate.provider.name,
+                    state: match candidate.health.standing(now) {
+                        Standing::Closed => RouteState::Closed,
+                        Standing::HalfOpen => RouteState::HalfOpen,
+                        Standing::Cooling(_) | Standing::CoolingTried(_) => RouteState::Cooling,
+                        Standing::Open(_) => RouteState::Open,
+                    },
+                    outstanding: candidate.health.outstanding(),
+                })
+            }));
         }
         self.metrics.render().map_err(|fault| fault.to_string())
     }
@@ -72,6 +100,7 @@ impl Sources {
             (Level::KeyCacheHits, count(&keys.hits)),
             (Level::KeyCacheMisses, count(&keys.misses)),
             (Level::KeyCacheRefusals, count(&keys.refused)),
+            (Level::KeyCacheEntries, self.authenticator.entries() as f64),
             (Level::FeedStalenessSeconds, self.feed.stale_for().as_secs_f64()),
         ];
         levels.extend(self.ledger());
@@ -88,6 +117,8 @@ impl Sources {
             (Level::LedgerFreeUsd, usd(stats.free)),
             (Level::LedgerLeases, stats.leases as f64),
             (Level::LedgerBacklog, stats.backlog as f64),
+            (Level::LedgerBacklogLimit, self.backlog_max as f64),
+            (Level::LedgerJournalLimitBytes, self.journal_max as f64),
             (Level::LedgerWriterLagSeconds, stats.writer_lag.as_secs_f64()),
             (Level::LedgerJournalBytes, stats.journal.bytes as f64),
             (Level::LedgerJournalFailed, flag(stats.journal.is_failed)),

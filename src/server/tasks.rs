@@ -4,6 +4,7 @@
 
 use crate::authenticate::Authenticator;
 use crate::feed::Feed;
+use crate::metrics::{Level, Metrics};
 use crate::price::Book;
 use crate::relay::Resolver;
 use crate::store::{Change, Store, Subject};
@@ -15,6 +16,8 @@ use tokio::sync::broadcast::error::RecvError;
 
 /// How often key uses are written down.
 const KEY_USE_EVERY: Duration = Duration::from_secs(2);
+/// How often the whole of the accounts is looked at.
+const OPEN_ITEMS_EVERY: Duration = Duration::from_secs(30);
 /// Between two tries to read the price book.
 const BOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,21 @@ pub(super) async fn note_key_uses(authenticator: &Authenticator, store: &Store) 
     }
     if let Err(error) = store.note_key_uses(&uses).await {
         tracing::warn!(%error, keys = uses.len(), "the last use of keys could not be written down");
+    }
+}
+
+/// Notes again and again what in the books waits for a person. While the database is away, the last numbers stand.
+pub(super) async fn watch_open_items(store: Store, metrics: Metrics) {
+    loop {
+        match store.open_items().await {
+            Ok(open) => {
+                metrics.set(Level::OwedUsd, open.owed.0 as f64 / 1e6);
+                metrics.set(Level::OwingAccounts, open.owing_accounts as f64);
+                metrics.set(Level::QuarantineRows, open.quarantined as f64);
+            }
+            Err(error) => tracing::warn!(%error, "what accounts owe could not be read"),
+        }
+        tokio::time::sleep(OPEN_ITEMS_EVERY).await;
     }
 }
 

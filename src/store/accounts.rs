@@ -57,7 +57,39 @@ pub struct Account {
     pub owed: Micros,
 }
 
+/// What in the books waits for a person.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Open {
+    /// Accounts that owe something.
+    pub owing_accounts: u64,
+    /// What they owe together.
+    pub owed: Micros,
+    /// Settled requests that were set aside.
+    pub quarantined: u64,
+}
+
 impl Store {
+    /// What in the books waits for a person. It reads every account.
+    ///
+    /// # Errors
+    ///
+    /// The database.
+    pub async fn open_items(&self) -> Result<Open, StoreError> {
+        transact!(self.reading(), |tx| {
+            let row = sqlx::query(
+                "SELECT count(*), coalesce(sum(owed_micro), 0), (SELECT count(*) FROM quarantine) \
+                 FROM account WHERE owed_micro > 0",
+            )
+            .fetch_one(&mut **tx)
+            .await?;
+            Ok(Open {
+                owing_accounts: row.get::<i64, _>(0).unsigned_abs(),
+                owed: Micros(row.get(1)),
+                quarantined: row.get::<i64, _>(2).unsigned_abs(),
+            })
+        })
+    }
+
     /// Makes an account.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ mod refunds;
 mod requests;
 mod sessions;
 
-pub use accounts::{Account, AccountStatus};
+pub use accounts::{Account, AccountStatus, Open};
 pub use audit::{AccountBooks, LeaseBooks, SessionBooks, Snapshot};
 pub use batch::{Batch, BatchError, RequestRow};
 pub use changes::{Change, Subject};

@@ -39,3 +39,4 @@ mod routing;
 mod sdk_errors;
 mod simulation;
 mod streams;
+mod watch;

@@ -57,8 +57,9 @@ fn cost(row: &Value) -> Option<String> {
     (want != Some(cost_of(row))).then(|| format!("the classes cost {want:?}: {row}"))
 }
 
-/// The cost of these classes in pico-dollars: a class without a price takes the nearest, else the dearest.
+/// The cost of these classes in pico-dollars, where a model such as `tiny-7` is priced as `tiny` is: a class without a price takes the nearest, else the dearest.
 pub(crate) fn cost_by_hand(model: &str, usage: &Value) -> Option<i64> {
+    let model = model.split('-').next()?;
     let prices: HashMap<&str, i64> = PRICES
         .iter()
         .find(|(name, _)| *name == model)?
