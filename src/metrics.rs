@@ -144,6 +144,11 @@ impl Metrics {
         self.0.routes.set(routes);
     }
 
+    /// Counts one more of what is a total.
+    pub fn add(&self, level: Level) {
+        self.0.levels.add(level);
+    }
+
     /// Everything in the Prometheus text format, with what the kernel says of the process.
     ///
     /// # Errors

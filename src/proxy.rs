@@ -8,7 +8,10 @@ mod attempts;
 mod candidates;
 mod client;
 mod exchange;
+mod rules;
 mod trace;
+
+pub use rules::{Rules, Settings};
 
 use crate::admit::{Admitter, Guard, Order};
 use crate::authenticate::{Authenticator, Caller};
@@ -17,8 +20,8 @@ use crate::metrics::Metrics;
 use crate::openai::{self, Ask, Endpoint};
 use crate::price::Book;
 use crate::refusal::{Kind, Refused};
-use crate::relay::{self, Body, Budget, Curfew, Unread, Upstreams};
-use crate::route::{Catalogue, Model};
+use crate::relay::{self, Body, Budget, Curfew, Unread};
+use crate::route::Model;
 use crate::settle::Bill;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -39,41 +42,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use trace::Trace;
 
-/// Times and sizes on the client's side.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How a body is read.
-    pub body: relay::BodySettings,
-    /// How long an answer that was given before its body was read is kept readable.
-    pub linger: relay::Linger,
-    /// How long an idle connection, or a half-sent head on a reused one, is kept.
-    pub keepalive_timeout: Duration,
-    /// How long a client may take to read a piece of its answer.
-    pub write_timeout: Duration,
-    /// The largest answer that is not a stream, in bytes.
-    pub answer_max_bytes: usize,
-    /// The largest event of a stream, in bytes.
-    pub event_max_bytes: usize,
-    /// How long the client of a stream may hear nothing while its provider is silent.
-    pub comment_every: Duration,
-}
-
 /// The stages, as the composition root made them.
 pub struct Proxy {
-    /// Times and sizes.
-    pub settings: Settings,
+    /// The configuration in force. A request takes it with its head and keeps it to its end.
+    pub rules: Arc<ArcSwap<Rules>>,
     /// Key to caller.
     pub authenticator: Arc<Authenticator>,
-    /// What an address may fail.
+    /// What addresses asked and failed.
     pub guard: Guard,
     /// Limits and credit.
-    pub admitter: Admitter,
-    /// Models and their candidates.
-    pub catalogue: Arc<Catalogue>,
+    pub admitter: Arc<Admitter>,
     /// Prices in force.
     pub book: Arc<ArcSwap<Book>>,
-    /// Addresses of providers.
-    pub upstreams: Upstreams,
     /// What all bodies together may take.
     pub budget: Budget,
     /// Counters.
@@ -88,6 +68,7 @@ pub struct Proxy {
 
 /// What Pingora carries from hook to hook.
 pub struct Ctx {
+    rules: Arc<Rules>,
     stage: Stage,
     trace: Trace,
     /// Counts the request among those in flight until the context goes.
@@ -113,6 +94,7 @@ impl ProxyHttp for Proxy {
     fn new_ctx(&self) -> Ctx {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Ctx {
+            rules: self.rules.load_full(),
             stage: Stage::Arrived,
             trace: Trace::begin(&self.clock),
             _in_flight: InFlight(Arc::clone(&self.in_flight)),
@@ -127,10 +109,11 @@ impl ProxyHttp for Proxy {
         relay::head_read(session);
         // A client of HTTP/1.0 that did not ask for it waits for the end of the connection.
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(self.settings.keepalive_timeout.as_secs().max(1)));
+            session.set_keepalive(Some(ctx.rules.settings.keepalive_timeout.as_secs().max(1)));
         }
-        session.set_write_timeout(Some(self.settings.write_timeout));
-        match self.receive(session, ctx).await {
+        session.set_write_timeout(Some(ctx.rules.settings.write_timeout));
+        let rules = Arc::clone(&ctx.rules);
+        match self.receive(&rules, session, ctx).await {
             Ok(Received::Relay(exchange)) => {
                 ctx.stage = Stage::Relaying(exchange);
                 Ok(false)
@@ -142,7 +125,7 @@ impl ProxyHttp for Proxy {
             }
             Err(Unread::Refused(refused)) => {
                 ctx.stage = Stage::Answered;
-                answer::refuse(session, &mut ctx.trace, &refused, &self.settings.linger).await?;
+                answer::refuse(session, &mut ctx.trace, &refused, &rules.settings.linger).await?;
                 Ok(true)
             }
             Err(Unread::ClientGone) => {
@@ -156,7 +139,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         let exchange = ctx.stage.exchange()?;
-        exchange.peer(&self.upstreams, &mut ctx.trace).await
+        exchange.peer(&ctx.rules.upstreams, &mut ctx.trace).await
     }
 
     async fn connected_to_upstream(
@@ -179,7 +162,7 @@ impl ProxyHttp for Proxy {
         head: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        ctx.stage.exchange()?.send(head, &self.upstreams)
+        ctx.stage.exchange()?.send(head, &ctx.rules.upstreams)
     }
 
     async fn request_body_filter(
@@ -205,7 +188,7 @@ impl ProxyHttp for Proxy {
         if head.status.is_informational() {
             return Ok(());
         }
-        ctx.stage.exchange()?.receive_head(head, &self.settings, &mut ctx.trace).await
+        ctx.stage.exchange()?.receive_head(head, &ctx.rules.settings, &mut ctx.trace).await
     }
 
     /// A piece of the provider's body. The bill is settled before the bytes that end the answer are handed on.
@@ -217,7 +200,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         let exchange = ctx.stage.exchange()?;
-        *body = exchange.receive_body(body.as_ref(), end_of_stream, &self.settings, &mut ctx.trace)?;
+        *body = exchange.receive_body(body.as_ref(), end_of_stream, &ctx.rules.settings, &mut ctx.trace)?;
         Ok(None)
     }
 
@@ -228,7 +211,7 @@ impl ProxyHttp for Proxy {
         _trailers: &mut http::HeaderMap,
         ctx: &mut Ctx,
     ) -> Result<Option<Bytes>> {
-        ctx.stage.exchange()?.receive_body(None, true, &self.settings, &mut ctx.trace)
+        ctx.stage.exchange()?.receive_body(None, true, &ctx.rules.settings, &mut ctx.trace)
     }
 
     fn fail_to_connect(
@@ -240,7 +223,7 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         match &mut ctx.stage {
             Stage::Relaying(exchange) => {
-                exchange.refused_at(peer, &self.upstreams).not_connected(error, &mut ctx.trace)
+                exchange.refused_at(peer, &ctx.rules.upstreams).not_connected(error, &mut ctx.trace)
             }
             Stage::Arrived | Stage::Answered => error,
         }
@@ -316,24 +299,24 @@ enum Target<'a> {
 
 impl Proxy {
     /// The way of a request up to the provider, in order.
-    async fn receive(&self, session: &mut Session, ctx: &mut Ctx) -> Asked<Received> {
+    async fn receive(&self, rules: &Rules, session: &mut Session, ctx: &mut Ctx) -> Asked<Received> {
         relay::head::check(session)?;
         ctx.trace.arrived(session);
-        self.guard.arrived(client::address(session))?;
+        self.guard.arrived(&rules.guard, client::address(session))?;
         let path = session.req_header().uri.path().to_owned();
         let target = target(&path, &session.req_header().method)?;
-        let caller = self.authenticate(session).await?;
-        ctx.trace.caller(&caller, self.admitter.standing(&caller));
+        let caller = self.authenticate(rules, session).await?;
+        ctx.trace.caller(&caller, self.admitter.standing(&rules.terms, &caller));
         match target {
             Target::Generate(endpoint) => {
-                self.admit(session, ctx, &caller, endpoint).await.map(Received::Relay)
+                self.admit(rules, session, ctx, &caller, endpoint).await.map(Received::Relay)
             }
-            Target::Models => Ok(Received::Answer(self.models(&caller))),
-            Target::Model(name) => Ok(Received::Answer(self.model(&caller, name)?)),
+            Target::Models => Ok(Received::Answer(self.models(rules, &caller))),
+            Target::Model(name) => Ok(Received::Answer(self.model(rules, &caller, name)?)),
         }
     }
 
-    async fn authenticate(&self, session: &Session) -> Judged<Caller> {
+    async fn authenticate(&self, rules: &Rules, session: &Session) -> Judged<Caller> {
         let mut all =
             session.req_header().headers.get_all(AUTHORIZATION).iter().map(|value| value.as_bytes());
         let authorization = all.next();
@@ -345,7 +328,7 @@ impl Proxy {
         }
         match self.authenticator.authenticate(authorization).await {
             Err(refused) if refused.kind == Kind::InvalidApiKey => {
-                self.guard.failed(client::address(session)).and(Err(refused))
+                self.guard.failed(&rules.guard, client::address(session)).and(Err(refused))
             }
             other => other.and_then(|caller| {
                 caller.may_come_from(client::address(session))?;
@@ -357,6 +340,7 @@ impl Proxy {
     /// Head, body, model, credit, candidates: each can refuse, and what was taken before goes back by `Drop`.
     async fn admit(
         &self,
+        rules: &Rules,
         session: &mut Session,
         ctx: &mut Ctx,
         caller: &Caller,
@@ -364,12 +348,12 @@ impl Proxy {
     ) -> Asked<Box<Exchange>> {
         ctx.trace.endpoint(endpoint);
         let idempotency_key = client::idempotency_key(session)?;
-        let mut permit = self.admitter.enter(caller)?;
+        let mut permit = self.admitter.enter(&rules.terms, caller)?;
         ctx.trace.limits(permit.standing());
         let (body, mut ask) =
-            self.ask(session, ctx, endpoint).await.inspect_err(|_| permit.forgive_request())?;
+            self.ask(rules, session, ctx, endpoint).await.inspect_err(|_| permit.forgive_request())?;
         caller.may_use(&ask.model)?;
-        let (models, prices) = self.chain(caller, &ask)?;
+        let (models, prices) = self.chain(rules, caller, &ask)?;
         let model = &models[0];
         ctx.trace.model(model, &ask);
         let claim = match idempotency_key {
@@ -387,13 +371,13 @@ impl Proxy {
             claim,
         };
         let plan = self.plan(caller, &ask, &body, models, order.request_id)?;
-        let admission = self.admitter.admit(caller, permit, &ask, order).await?;
+        let admission = self.admitter.admit(&rules.terms, caller, permit, &ask, order).await?;
         ctx.trace.limits(admission.permit.standing());
         if let Some(tokens) = admission.hold.output_limit() {
             ask.lower_output(tokens);
             ctx.trace.output_limit(tokens);
         }
-        let place = self.upstreams.get(&plan.candidate().provider.name);
+        let place = rules.upstreams.get(&plan.candidate().provider.name);
         let silence = place.ok_or_else(|| Refused::bug("a provider without a place"))?.patience.silence;
         let control = relay::wrap(session, body.clone(), silence, &self.curfew);
         let bill = Bill::open(admission, endpoint, body, self.clock.clone(), ctx.trace.arrived_at());
@@ -402,21 +386,27 @@ impl Proxy {
     }
 
     /// The body, whole, and what it asks for.
-    async fn ask(&self, session: &mut Session, ctx: &mut Ctx, endpoint: Endpoint) -> Asked<(Body, Ask)> {
-        let body = relay::read_body(session, &self.settings.body, &self.budget).await?;
+    async fn ask(
+        &self,
+        rules: &Rules,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        endpoint: Endpoint,
+    ) -> Asked<(Body, Ask)> {
+        let body = relay::read_body(session, &rules.settings.body, &self.budget).await?;
         ctx.trace.body_read();
         let ask = Ask::parse(endpoint, &body)?;
         Ok((body, ask))
     }
 
     /// The models that the caller may use now: configured, priced, allowed.
-    fn models(&self, caller: &Caller) -> Vec<u8> {
-        let usable = self.catalogue.models().filter(|model| self.is_usable(caller, model));
+    fn models(&self, rules: &Rules, caller: &Caller) -> Vec<u8> {
+        let usable = rules.catalogue.models().filter(|model| self.is_usable(caller, model));
         openai::model_list(usable.map(|model| model.name.as_str()))
     }
 
-    fn model(&self, caller: &Caller, name: &str) -> Judged<Vec<u8>> {
-        let model = self.catalogue.model(name).filter(|model| self.is_usable(caller, model));
+    fn model(&self, rules: &Rules, caller: &Caller, name: &str) -> Judged<Vec<u8>> {
+        let model = rules.catalogue.model(name).filter(|model| self.is_usable(caller, model));
         model.map(|model| openai::model_object(model.name.as_str())).ok_or_else(|| model_not_found(name))
     }
 

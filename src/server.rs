@@ -8,6 +8,8 @@ mod demonstration;
 mod gauges;
 mod greeting;
 mod listen;
+mod reload;
+mod rules;
 mod settings;
 mod stop;
 mod tasks;
@@ -15,14 +17,14 @@ mod tasks;
 use crate::admit::{Admitter, Guard};
 use crate::authenticate::Authenticator;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::control::admin::{Admin, Readiness};
 use crate::control::log;
 use crate::feed::Feed;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::price::Book;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Rules};
 use crate::relay::{Budget, Curfew, Drains, Resolver, ResolverSettings};
 use crate::store::{Opened, Store, StoreError};
 use accept::Connections;
@@ -30,6 +32,9 @@ use arc_swap::ArcSwap;
 use demonstration::Demonstration;
 use gauges::{Gauges, Sources};
 use listen::{Listening, Running};
+use reload::{HangUps, Reload, Stopping};
+use rules::{Grounds, InForce};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -70,24 +75,33 @@ const DROP_MAX: Duration = Duration::from_secs(2);
 const BOOKS_STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM, SIGINT, or a failure to start.
-pub fn run(config: &Config, demo: bool) -> Result<(), ServeError> {
-    let _flushed_at_the_end = log::init(&settings::log(config));
+///
+/// `path` is where the configuration was read, to be read again on SIGHUP.
+pub fn run(loaded: Loaded, path: Option<PathBuf>, demo: bool) -> Result<(), ServeError> {
+    let (_flushed_at_the_end, verbosity) = log::init(&settings::log(&loaded.config));
     let books = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("books")
         .enable_all()
         .build()?;
-    let served = serve(config, demo, &books);
+    let served = serve(loaded, path, demo, verbosity, &books);
     books.shutdown_timeout(BOOKS_STOP_MAX);
     served
 }
 
 /// Takes the addresses, opens the books, serves, and closes the books whatever came of it.
-fn serve(config: &Config, demo: bool, books: &Runtime) -> Result<(), ServeError> {
-    let mut signals = {
+fn serve(
+    loaded: Loaded,
+    path: Option<PathBuf>,
+    demo: bool,
+    verbosity: log::Verbosity,
+    books: &Runtime,
+) -> Result<(), ServeError> {
+    let (mut signals, hang_ups) = {
         let _on_books = books.enter();
-        Signals::install()?
+        (Signals::install()?, HangUps::install()?)
     };
+    let config = &loaded.config.clone();
     let listening = Listening::claim(&config.server.listen)?;
     let admin_listener = {
         let _on_books = books.enter();
@@ -101,11 +115,19 @@ fn serve(config: &Config, demo: bool, books: &Runtime) -> Result<(), ServeError>
     let parts = books.block_on(Box::pin(Parts::open(config, demo, books.handle())))?;
     gauges.ask(parts.sources(config));
     books.spawn(tasks::watch_open_items(parts.store.clone(), metrics.clone()));
-    let served = parts
-        .proxy(config, metrics)
-        .inspect(|proxy| gauges.show_routes(Arc::clone(&proxy.catalogue)))
-        .and_then(|proxy| listening.start(proxy, &parts.connections, &settings::listening(config)))
-        .and_then(|running| parts.serve(config, books, running, &readiness, &mut signals));
+    let rules = Arc::new(parts.grounds().rules(&loaded, None));
+    reload::warn(&loaded, &parts.book.load(), &parts.clock);
+    let in_force = InForce { loaded, rules: Arc::clone(&rules) };
+    let rules = Arc::new(ArcSwap::new(rules));
+    gauges.show_routes(Arc::clone(&rules));
+    let proxy = parts.proxy(Arc::clone(&rules), metrics.clone());
+    let reload =
+        Reload { path, started: config.clone(), in_force, parts: parts.reloaded(rules, verbosity, metrics) };
+    let served =
+        listening.start(proxy, &parts.connections, &settings::listening(config)).and_then(|running| {
+            books.spawn(reload.run(hang_ups));
+            parts.serve(config, books, running, &readiness, &mut signals)
+        });
     let closed = books.block_on(parts.close());
     served.and(closed)
 }
@@ -134,7 +156,9 @@ struct Parts {
     in_flight: Arc<AtomicU64>,
     curfew: Curfew,
     drains: Drains,
-    demonstration: Option<Demonstration>,
+    admitter: Arc<Admitter>,
+    stopping: Stopping,
+    demonstration: Option<Arc<Demonstration>>,
 }
 
 impl Parts {
@@ -144,7 +168,7 @@ impl Parts {
         let store = Store::open(&config.store.url, Opened::ByServer).await?;
         settings::seed_prices(&store, &clock).await?;
         let demonstration = match demo {
-            true => Some(demonstration::start(config, &store, &clock).await?),
+            true => Some(Arc::new(demonstration::start(config, &store, &clock).await?)),
             false => None,
         };
         let feed = Feed::new(store.clone(), clock.clone(), settings::feed());
@@ -167,6 +191,7 @@ impl Parts {
         books.spawn(tasks::keep_key_uses(Arc::clone(&authenticator), store.clone()));
         let resolver = Resolver::new(ResolverSettings::default());
         books.spawn(tasks::resolve(resolver.clone()));
+        let admitter = Admitter::new(config.server.max_requests, ledger.clone(), clock.clone());
         Ok(Parts {
             clock,
             store,
@@ -180,6 +205,8 @@ impl Parts {
             in_flight: Arc::default(),
             curfew: Curfew::default(),
             drains: Drains::new(settings::drains(config)),
+            admitter: Arc::new(admitter),
+            stopping: Stopping::new(config),
             demonstration,
         })
     }
@@ -190,7 +217,6 @@ impl Parts {
             feed: self.feed.clone(),
             ledger: self.ledger.clone(),
             budget: self.budget.clone(),
-            budget_max: config.server.max_buffered_bytes,
             connections: self.connections.clone(),
             in_flight: Arc::clone(&self.in_flight),
             drains: self.drains.clone(),
@@ -200,23 +226,51 @@ impl Parts {
         }
     }
 
+    /// What rules are made upon.
+    fn grounds(&self) -> Grounds {
+        Grounds {
+            clock: self.clock.clone(),
+            resolver: self.resolver.clone(),
+            drains: self.drains.clone(),
+            demonstration: self.demonstration.clone(),
+        }
+    }
+
     /// The way of a request, built from the bottom up.
-    fn proxy(&self, config: &Config, metrics: Metrics) -> Result<Proxy, ServeError> {
-        let demonstration = self.demonstration.as_ref();
-        Ok(Proxy {
-            settings: settings::proxy(config),
+    fn proxy(&self, rules: Arc<ArcSwap<Rules>>, metrics: Metrics) -> Proxy {
+        Proxy {
+            rules,
             authenticator: Arc::clone(&self.authenticator),
-            guard: Guard::new(settings::guard(config)),
-            admitter: Admitter::new(settings::admit(config), self.ledger.clone(), self.clock.clone()),
-            catalogue: Arc::new(settings::catalogue(config, demonstration, self.clock.now())?),
+            guard: Guard::default(),
+            admitter: Arc::clone(&self.admitter),
             book: Arc::clone(&self.book),
-            upstreams: settings::upstreams(config, demonstration, &self.resolver, self.drains.clone()),
             budget: self.budget.clone(),
             metrics,
             clock: self.clock.clone(),
             in_flight: Arc::clone(&self.in_flight),
             curfew: self.curfew.clone(),
-        })
+        }
+    }
+
+    /// What a reload changes.
+    fn reloaded(
+        &self,
+        rules: Arc<ArcSwap<Rules>>,
+        verbosity: log::Verbosity,
+        metrics: Metrics,
+    ) -> reload::Parts {
+        reload::Parts {
+            grounds: self.grounds(),
+            rules,
+            admitter: Arc::clone(&self.admitter),
+            budget: self.budget.clone(),
+            connections: self.connections.clone(),
+            verbosity,
+            book: Arc::clone(&self.book),
+            metrics,
+            clock: self.clock.clone(),
+            stopping: self.stopping.clone(),
+        }
     }
 
     /// From the first look whether the listeners accept to the drop of the last request.
@@ -229,7 +283,7 @@ impl Parts {
         signals: &mut Signals,
     ) -> Result<(), ServeError> {
         readiness.set(true);
-        greeting::say(config, self.demonstration.as_ref());
+        greeting::say(config, self.demonstration.as_deref());
         let told = books.block_on(async {
             tokio::select! {
                 told = signals.next() => Ok(told),
@@ -239,9 +293,10 @@ impl Parts {
             }
         });
         readiness.set(false);
+        let drain_timeout = self.stopping.begin();
         running.close();
         let drain = match told {
-            Ok(Stop::Drain) | Err(ServeError::Ledger(LedgerError::Fenced)) => config.server.drain_timeout,
+            Ok(Stop::Drain) | Err(ServeError::Ledger(LedgerError::Fenced)) => drain_timeout,
             Ok(Stop::Now) | Err(_) => Duration::ZERO,
         };
         tracing::info!(

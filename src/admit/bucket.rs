@@ -31,6 +31,23 @@ impl Bucket {
         Bucket { per_minute, level: per_minute * SCALE, filled_at: now }
     }
 
+    /// From now on its limit is this: what was taken before stays taken.
+    pub(super) fn limit(&mut self, per_minute: u64, now: Instant) {
+        let Bucket { per_minute, level: full, .. } = Bucket::new(per_minute, now);
+        if per_minute == self.per_minute {
+            return;
+        }
+        self.refill(now);
+        let taken = self.per_minute * SCALE - self.level;
+        self.per_minute = per_minute;
+        self.level = full.saturating_sub(taken).clamp(-full, full);
+    }
+
+    /// Units per minute.
+    pub(super) fn per_minute(&self) -> u64 {
+        self.per_minute.unsigned_abs()
+    }
+
     /// Takes units, or says how long until there are enough.
     pub(super) fn take(&mut self, units: u64, now: Instant) -> Result<(), Duration> {
         self.refill(now);
@@ -54,7 +71,7 @@ impl Bucket {
         self.refill(now);
         let capacity = self.per_minute * SCALE;
         Standing {
-            limit: self.per_minute.unsigned_abs(),
+            limit: self.per_minute(),
             remaining: (self.level.max(0) / SCALE).unsigned_abs(),
             reset: self.time_for(capacity - self.level),
         }
@@ -98,6 +115,26 @@ mod tests {
         assert!(bucket.take(1, clock.now()).is_err());
         let standing = bucket.standing(clock.now());
         assert_eq!(standing, Standing { limit: 60, remaining: 0, reset: Duration::from_secs(60) });
+    }
+
+    #[test]
+    fn another_limit_forgets_nothing_of_what_was_taken() {
+        let (clock, hand) = Clock::manual(UnixMicros(0));
+        let mut bucket = Bucket::new(100, clock.now());
+        bucket.take(90, clock.now()).unwrap();
+        bucket.limit(1_000, clock.now());
+        assert_eq!(bucket.standing(clock.now()).remaining, 910);
+        bucket.limit(60, clock.now());
+        // 90 of 60 are taken: the next is there when 31 have come back.
+        assert_eq!(bucket.take(1, clock.now()), Err(Duration::from_secs(31)));
+        bucket.limit(100, clock.now());
+        assert_eq!(bucket.standing(clock.now()).remaining, 10);
+        hand.advance(Duration::from_secs(60));
+        bucket.limit(100_000, clock.now());
+        bucket.take(100_000, clock.now()).unwrap();
+        bucket.limit(1, clock.now());
+        // As deep as a bucket can be.
+        assert_eq!(bucket.standing(clock.now()).reset, Duration::from_secs(120));
     }
 
     #[test]

@@ -26,7 +26,6 @@ pub struct GuardSettings {
 pub struct Guard {
     requests: Rate,
     failures: Rate,
-    settings: GuardSettings,
 }
 
 const HASHES: usize = 4;
@@ -34,17 +33,19 @@ const SLOTS: usize = 65_536;
 /// The window. Below one second the sketch's clock arithmetic can fail.
 const WINDOW: Duration = Duration::from_secs(1);
 
-impl Guard {
+impl Default for Guard {
     /// A guard that has counted nothing.
-    pub fn new(settings: GuardSettings) -> Self {
+    fn default() -> Self {
         let sketch = || Rate::new_with_estimator_config(WINDOW, HASHES, SLOTS);
-        Guard { requests: sketch(), failures: sketch(), settings }
+        Guard { requests: sketch(), failures: sketch() }
     }
+}
 
+impl Guard {
     /// Counts a request of this address. Refuses with `no_capacity` where the process takes no more, with `rate_limit_exceeded` where the
     /// address asks too often.
-    pub fn arrived(&self, address: Option<IpAddr>) -> Result<(), Refused> {
-        let GuardSettings { requests, requests_per_address, .. } = self.settings;
+    pub fn arrived(&self, settings: &GuardSettings, address: Option<IpAddr>) -> Result<(), Refused> {
+        let GuardSettings { requests, requests_per_address, .. } = *settings;
         if is_above(&self.requests, None, requests) {
             return Err(Refused::new(
                 Kind::NoCapacity,
@@ -63,8 +64,8 @@ impl Guard {
     }
 
     /// Counts a failure of this address.
-    pub fn failed(&self, address: Option<IpAddr>) -> Result<(), Refused> {
-        let GuardSettings { failures, failures_per_address, .. } = self.settings;
+    pub fn failed(&self, settings: &GuardSettings, address: Option<IpAddr>) -> Result<(), Refused> {
+        let GuardSettings { failures, failures_per_address, .. } = *settings;
         let Some(address) = address.filter(is_limited) else { return Ok(()) };
         let of_all = is_above(&self.failures, None, failures);
         if is_above(&self.failures, Some(address), failures_per_address) || of_all {
@@ -103,37 +104,45 @@ mod tests {
     #[test]
     fn an_address_is_limited_loopback_is_not() {
         let one: Option<IpAddr> = Some("192.0.2.1".parse().unwrap());
-        let guard = Guard::new(GuardSettings { failures_per_address: 5, requests_per_address: 7, ..NONE });
-        let (failures, kind) = refused(|| guard.failed(one));
+        let limits = GuardSettings { failures_per_address: 5, requests_per_address: 7, ..NONE };
+        let guard = Guard::default();
+        let (failures, kind) = refused(|| guard.failed(&limits, one));
         assert!((90..=95).contains(&failures) && kind == Some(Kind::RateLimitExceeded), "{failures}");
-        let (requests, kind) = refused(|| guard.arrived(one));
+        let (requests, kind) = refused(|| guard.arrived(&limits, one));
         assert!((86..=93).contains(&requests) && kind == Some(Kind::RateLimitExceeded), "{requests}");
         let other: Option<IpAddr> = Some("192.0.2.2".parse().unwrap());
-        assert!(guard.failed(other).is_ok() && guard.arrived(other).is_ok());
+        assert!(guard.failed(&limits, other).is_ok() && guard.arrived(&limits, other).is_ok());
         for local in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
             let local = Some(local.parse().unwrap());
-            assert_eq!((refused(|| guard.failed(local)).0, refused(|| guard.arrived(local)).0), (0, 0));
+            assert_eq!(
+                (refused(|| guard.failed(&limits, local)).0, refused(|| guard.arrived(&limits, local)).0),
+                (0, 0)
+            );
         }
     }
 
     #[test]
     fn all_addresses_together_are_limited_too() {
-        let guard = Guard::new(GuardSettings { requests: 10, failures: 10, ..NONE });
+        let limits = GuardSettings { requests: 10, failures: 10, ..NONE };
+        let guard = Guard::default();
         let mut last = 0;
         let mut next = || {
             last += 1;
             Some(IpAddr::from([192, 0, 2, last]))
         };
-        let (failures, kind) = refused(|| guard.failed(next()));
+        let (failures, kind) = refused(|| guard.failed(&limits, next()));
         assert!((80..=90).contains(&failures) && kind == Some(Kind::RateLimitExceeded), "{failures}");
-        let (requests, kind) = refused(|| guard.arrived(None));
+        let (requests, kind) = refused(|| guard.arrived(&limits, None));
         assert!((80..=90).contains(&requests) && kind == Some(Kind::NoCapacity), "{requests}");
     }
 
     #[test]
     fn zero_is_no_limit() {
-        let guard = Guard::new(NONE);
+        let (guard, limits) = (Guard::default(), NONE);
         let one: Option<IpAddr> = Some("192.0.2.1".parse().unwrap());
-        assert_eq!((refused(|| guard.failed(one)).0, refused(|| guard.arrived(one)).0), (0, 0));
+        assert_eq!(
+            (refused(|| guard.failed(&limits, one)).0, refused(|| guard.arrived(&limits, one)).0),
+            (0, 0)
+        );
     }
 }

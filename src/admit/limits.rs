@@ -39,7 +39,6 @@ enum Subject {
 }
 
 struct Limited {
-    tier: Tier,
     /// As clients are told.
     whose: &'static str,
     limits: Named,
@@ -62,7 +61,7 @@ struct State {
 
 /// What the process carries.
 struct Load {
-    requests_max: u64,
+    requests_max: AtomicU64,
     requests: AtomicU64,
     /// Accounts with requests under way.
     accounts: AtomicU64,
@@ -99,8 +98,14 @@ const FAIR_FROM_PERCENT: u64 = 75;
 impl Limits {
     pub(super) fn new(requests_max: u64, clock: Clock) -> Self {
         let subjects = Cache::builder().max_capacity(SUBJECTS_MAX).time_to_idle(IDLE_MAX).build();
+        let requests_max = AtomicU64::new(requests_max);
         let load = Load { requests_max, requests: AtomicU64::new(0), accounts: AtomicU64::new(0) };
         Limits { subjects, load: Arc::new(load), clock }
+    }
+
+    /// From now on the process carries so many.
+    pub(super) fn set_requests_max(&self, requests_max: u64) {
+        self.load.requests_max.store(requests_max, Ordering::Relaxed);
     }
 
     /// Counts a request and takes a place for it: the account's, and the key's where it has limits of its own.
@@ -112,13 +117,14 @@ impl Limits {
     ) -> Result<Permit, Refused> {
         let now = self.clock.now();
         let account = self.of(Subject::Account(account), tier);
-        let key = key.map(|(key, tier)| self.of(Subject::Key(key), tier));
-        account.enter(&self.load, now)?;
-        if let Some(Err(refused)) = key.as_ref().map(|key| key.take_place(now)) {
+        let key = key.map(|(key, tier)| (self.of(Subject::Key(key), tier), tier));
+        account.enter(tier, &self.load, now)?;
+        if let Some(Err(refused)) = key.as_ref().map(|(key, tier)| key.take_place(*tier, now)) {
             account.state().requests.correct(-1, now);
             account.leave(&self.load);
             return Err(refused);
         }
+        let key = key.map(|(key, _)| key);
         let (load, clock) = (Arc::clone(&self.load), self.clock.clone());
         Ok(Permit { account, key, load, clock, tokens_taken: 0 })
     }
@@ -131,20 +137,13 @@ impl Limits {
         key: Option<(KeyId, Tier)>,
     ) -> RateStanding {
         let now = self.clock.now();
-        let standing = self.of(Subject::Account(account), tier).standing(now);
-        let own = key.map(|(key, tier)| self.of(Subject::Key(key), tier).standing(now));
+        let standing = self.of(Subject::Account(account), tier).standing_in(tier, now);
+        let own = key.map(|(key, tier)| self.of(Subject::Key(key), tier).standing_in(tier, now));
         own.map_or(standing, |own| standing.tighter(own))
     }
 
     fn of(&self, subject: Subject, tier: Tier) -> Arc<Limited> {
-        let fresh = || Arc::new(Limited::new(subject, tier, &self.clock));
-        let limits = self.subjects.get_with(subject, fresh);
-        if limits.tier == tier {
-            return limits;
-        }
-        let changed = fresh();
-        self.subjects.insert(subject, Arc::clone(&changed));
-        changed
+        self.subjects.get_with(subject, || Arc::new(Limited::new(subject, tier, &self.clock)))
     }
 }
 
@@ -163,14 +162,14 @@ impl Limited {
             Subject::Key(_) => ("This API key", Limit::KeyRequests, Limit::KeyTokens, Limit::KeyConcurrent),
         };
         let limits = Named { requests, tokens, concurrent };
-        Limited { tier, whose, limits, state: Mutex::new(state) }
+        Limited { whose, limits, state: Mutex::new(state) }
     }
 
     /// Takes a place of the account and one of the process.
-    fn enter(&self, load: &Load, now: Instant) -> Result<(), Refused> {
+    fn enter(&self, tier: Tier, load: &Load, now: Instant) -> Result<(), Refused> {
         let carried = load.requests.fetch_add(1, Ordering::AcqRel);
         let own = self.state().concurrent;
-        match load.admit(carried, own).and_then(|()| self.take_place(now)) {
+        match load.admit(carried, own).and_then(|()| self.take_place(tier, now)) {
             Ok(taken) => {
                 if taken == 1 {
                     load.accounts.fetch_add(1, Ordering::AcqRel);
@@ -185,9 +184,10 @@ impl Limited {
     }
 
     /// Counts a request and takes a place, and tells how many are taken now.
-    fn take_place(&self, now: Instant) -> Result<u64, Refused> {
-        let Tier { concurrent_requests, requests_per_minute, .. } = self.tier;
+    fn take_place(&self, tier: Tier, now: Instant) -> Result<u64, Refused> {
+        let Tier { concurrent_requests, requests_per_minute, .. } = tier;
         let mut state = self.state();
+        state.limit(tier, now);
         if state.concurrent >= concurrent_requests {
             return Err(limited(
                 format!("{} already has {concurrent_requests} requests under way, its limit.", self.whose),
@@ -219,7 +219,8 @@ impl Limited {
 
     /// Takes tokens. An estimate above a whole minute's can never pass.
     fn take_tokens(&self, estimate: u64, now: Instant) -> Result<(), Refused> {
-        let limit = self.tier.tokens_per_minute;
+        let mut state = self.state();
+        let limit = state.tokens.per_minute();
         if estimate > limit {
             return Err(Refused::new(
                 Kind::TokensExceedLimit,
@@ -231,10 +232,15 @@ impl Limited {
             )
             .limit(self.limits.tokens));
         }
-        self.state().tokens.take(estimate, now).map_err(|wait| {
+        state.tokens.take(estimate, now).map_err(|wait| {
             limited(format!("{} is limited to {limit} tokens per minute.", self.whose), wait)
                 .limit(self.limits.tokens)
         })
+    }
+
+    fn standing_in(&self, tier: Tier, now: Instant) -> RateStanding {
+        self.state().limit(tier, now);
+        self.standing(now)
     }
 
     fn standing(&self, now: Instant) -> RateStanding {
@@ -247,12 +253,21 @@ impl Limited {
     }
 }
 
+impl State {
+    /// The limits may have changed since the last request.
+    fn limit(&mut self, tier: Tier, now: Instant) {
+        self.requests.limit(tier.requests_per_minute, now);
+        self.tokens.limit(tier.tokens_per_minute, now);
+    }
+}
+
 impl Load {
     /// Whether one more request is carried, of an account that has `own` of the `carried` ones.
     fn admit(&self, carried: u64, own: u64) -> Result<(), Refused> {
-        let is_near = carried >= self.requests_max.saturating_mul(FAIR_FROM_PERCENT) / 100;
-        let share = (self.requests_max / self.accounts.load(Ordering::Acquire).max(1)).max(1);
-        if carried < self.requests_max && (!is_near || own < share) {
+        let requests_max = self.requests_max.load(Ordering::Relaxed);
+        let is_near = carried >= requests_max.saturating_mul(FAIR_FROM_PERCENT) / 100;
+        let share = (requests_max / self.accounts.load(Ordering::Acquire).max(1)).max(1);
+        if carried < requests_max && (!is_near || own < share) {
             return Ok(());
         }
         Err(Refused::new(Kind::NoCapacity, "The service is busy at the moment; try again shortly.")

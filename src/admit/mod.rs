@@ -23,9 +23,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Tiers by name, and the one for accounts that name none.
+/// On what terms requests are admitted: tiers by name, and the one for accounts that name none.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct Terms {
     /// Every tier.
     pub tiers: HashMap<TierName, Tier>,
     /// For accounts without a tier, or with one that is not in the configuration.
@@ -34,13 +34,10 @@ pub struct Settings {
     pub output_tokens_assumed: u64,
     /// Service tiers that keys without a list of their own may ask for.
     pub service_tiers: Vec<String>,
-    /// Requests under way in this process, of all accounts together; at least 1.
-    pub requests_max: u64,
 }
 
 /// Decides what may go on.
 pub struct Admitter {
-    settings: Settings,
     limits: Limits,
     ledger: Ledger,
 }
@@ -80,26 +77,30 @@ const IN_FLIGHT_WAIT: Duration = Duration::from_secs(2);
 const LEDGER_WAIT: Duration = Duration::from_secs(1);
 
 impl Admitter {
-    /// An admitter before this ledger.
-    pub fn new(settings: Settings, ledger: Ledger, clock: Clock) -> Self {
-        let limits = Limits::new(settings.requests_max, clock);
-        Admitter { settings, limits, ledger }
+    /// An admitter before this ledger. `requests_max` requests are under way in this process, of all accounts together; at least 1.
+    pub fn new(requests_max: u64, ledger: Ledger, clock: Clock) -> Self {
+        Admitter { limits: Limits::new(requests_max, clock), ledger }
+    }
+
+    /// From now on so many requests are under way at most. Those that are go on.
+    pub fn set_requests_max(&self, requests_max: u64) {
+        self.limits.set_requests_max(requests_max);
     }
 
     /// On the head alone: is the process taking requests, is there any credit, is there a place.
-    pub fn enter(&self, caller: &Caller) -> Result<Permit, Refused> {
+    pub fn enter(&self, terms: &Terms, caller: &Caller) -> Result<Permit, Refused> {
         self.ledger.admitting().map_err(refuse_shortage)?;
         let policy = caller.policy();
         match self.ledger.standing(policy.account) {
             ledger::Standing::Empty => return Err(refuse_shortage(Shortage::Exhausted)),
             ledger::Standing::Unknown | ledger::Standing::Funded => {}
         }
-        self.limits.enter(policy.account, self.account_tier(caller), self.key_tier(caller))
+        self.limits.enter(policy.account, terms.account_tier(caller), terms.key_tier(caller))
     }
 
     /// Where the caller stands in its limits, for answers that take no place.
-    pub fn standing(&self, caller: &Caller) -> RateStanding {
-        self.limits.standing(caller.policy().account, self.account_tier(caller), self.key_tier(caller))
+    pub fn standing(&self, terms: &Terms, caller: &Caller) -> RateStanding {
+        self.limits.standing(caller.policy().account, terms.account_tier(caller), terms.key_tier(caller))
     }
 
     /// Claims the account's idempotency key for the request: one round trip. Refuses with `request_in_progress` or
@@ -111,14 +112,15 @@ impl Admitter {
     /// With the body known: takes the estimated tokens and credit. What the hold lowers the output to is in it.
     pub async fn admit(
         &self,
+        terms: &Terms,
         caller: &Caller,
         mut permit: Permit,
         ask: &Ask,
         order: Order,
     ) -> Result<Admission, Refused> {
         let policy = caller.policy();
-        caller.may_ask_for(ask.service_tier.as_deref(), &self.settings.service_tiers)?;
-        let need = self.need(ask, order.max_output_tokens);
+        caller.may_ask_for(ask.service_tier.as_deref(), &terms.service_tiers)?;
+        let need = terms.need(ask, order.max_output_tokens);
         let output_tokens = need.output.saturating_mul(need.choices);
         permit.take_tokens(need.input_usual.saturating_add(output_tokens.min(token_share(ask))))?;
         let request = HoldRequest {
@@ -143,22 +145,24 @@ impl Admitter {
             }
         }
     }
+}
 
+impl Terms {
     fn account_tier(&self, caller: &Caller) -> Tier {
-        let named = caller.policy().account_tier.as_ref().and_then(|name| self.settings.tiers.get(name));
-        *named.unwrap_or(&self.settings.default_tier)
+        let named = caller.policy().account_tier.as_ref().and_then(|name| self.tiers.get(name));
+        *named.unwrap_or(&self.default_tier)
     }
 
     /// The limits of the key's own. A tier that the configuration has no more is the default one: the key was to be limited.
     fn key_tier(&self, caller: &Caller) -> Option<(KeyId, Tier)> {
         let policy = caller.policy();
         let name = policy.key_tier.as_ref()?;
-        Some((policy.key, *self.settings.tiers.get(name).unwrap_or(&self.settings.default_tier)))
+        Some((policy.key, *self.tiers.get(name).unwrap_or(&self.default_tier)))
     }
 
     /// What the request can take at most, and what it usually takes.
     fn need(&self, ask: &Ask, model_max: Option<u64>) -> Need {
-        let model_max = model_max.unwrap_or(self.settings.output_tokens_assumed);
+        let model_max = model_max.unwrap_or(self.output_tokens_assumed);
         let asked = ask.max_output_tokens.map_or(model_max, |asked| asked.min(model_max));
         let output = if ask.endpoint.has_output() { asked } else { 0 };
         let input_bound = ask.input_estimate();

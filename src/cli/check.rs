@@ -4,16 +4,15 @@ use super::Books;
 use super::failure::Failure;
 use super::output::Report;
 use crate::clock::UnixMicros;
-use crate::config::Config;
 use crate::price::{Book, SEED, SEED_NAME, file};
 use crate::store::{NewPrice, PriceRow};
 use serde::Serialize;
 
 /// Check the configuration, and warn of what would not work
 ///
-/// What is wrong is told all at once, with line and caret, and exit status 3. Warnings, on standard error, do not change the exit
-/// status: models without a price, which are not served, and provider keys that cannot be found here, without which a server does
-/// not start.
+/// A server that starts, or is told by SIGHUP to read its configuration again, checks it in the same way. What is wrong is told all at
+/// once, with line and caret, and exit status 3; a secret that cannot be read is wrong, too, so run it as the user of the server and in
+/// its environment. Warnings, on standard error, do not change the exit status: models without a price, which are not served, are one.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Example:
@@ -27,17 +26,14 @@ struct Checked<'a> {
 }
 
 impl Check {
-    /// The configuration is loaded: what is left are the warnings.
+    /// The configuration is loaded, and with it the secrets that it names: what is left are the warnings.
     pub(super) async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
         let Check {} = self;
         let config = books.config;
         let now = books.clock.wall();
         let book = book(books.store.price_rows().await?, now)?;
         let mut warnings = config.warnings();
-        warnings.extend(
-            config.missing_secrets().into_iter().map(|missing| format!("a server does not start: {missing}")),
-        );
-        warnings.extend(unpriced_models(config, &book, now));
+        warnings.extend(config.unpriced(|model| book.model(model, now).is_some()));
         let people = format!(
             "The configuration is good, with {}: {}, {}, {}.",
             counted(warnings.len(), "warning"),
@@ -63,13 +59,6 @@ fn book(mut rows: Vec<PriceRow>, now: UnixMicros) -> Result<Book, Failure> {
 fn seeded(price: NewPrice, now: UnixMicros) -> PriceRow {
     let NewPrice { model, service_tier, above_input_tokens, class, price } = price;
     PriceRow { version: 1, model, service_tier, above_input_tokens, class, price, effective_at: now }
-}
-
-fn unpriced_models(config: &Config, book: &Book, now: UnixMicros) -> impl Iterator<Item = String> {
-    let unpriced = config.models.iter().filter(move |model| book.model(model.name.as_str(), now).is_none());
-    unpriced.map(|model| {
-        format!("model {}: not served, since it has no price; `weir price import` gives it one", model.name)
-    })
 }
 
 fn counted(count: usize, noun: &str) -> String {

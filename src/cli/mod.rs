@@ -21,7 +21,7 @@ mod usage;
 mod values;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::store::{Opened, Store};
 use clap::{CommandFactory, Parser, Subcommand};
 use failure::Failure;
@@ -113,12 +113,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<Report, Failure> {
-    let config = || Config::load(cli.config.as_deref());
     match cli.command {
-        Command::Serve(serve) => serve.run(&config()?),
+        Command::Serve(serve) => serve.run(cli.config),
         Command::Man(man) => man.run(Cli::command()),
         Command::Completions(completions) => completions.run(Cli::command()),
-        Command::OnBooks(command) => on_books(&config()?, command),
+        Command::OnBooks(OnBooks::Check(check)) => {
+            let loaded = Loaded::read(cli.config.as_deref())?;
+            on_books(&loaded.config, OnBooks::Check(check))
+        }
+        Command::OnBooks(command) => on_books(&Config::load(cli.config.as_deref())?, command),
     }
 }
 

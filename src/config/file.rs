@@ -2,6 +2,7 @@
 
 mod routes;
 
+use super::loaded::Secrets;
 use super::{
     Admin, Auth, Config, DEFAULT_TIER, Durability, Journal, Log, LogLevel, SecretRef, Server, Store, Tier,
 };
@@ -26,11 +27,11 @@ const THREADS: RangeInclusive<u64> = 0..=1024;
 const LIMITS: RangeInclusive<u64> = 1..=1_000_000_000_000;
 
 /// Reads a configuration. `file_name` is what messages call it.
-pub(super) fn parse(text: &str, file_name: &str) -> Result<Config, Report> {
-    document::read(file_name, text, root)
+pub(super) fn parse(text: &str, file_name: &str, secrets: &mut Secrets) -> Result<Config, Report> {
+    document::read(file_name, text, |table| root(table, secrets))
 }
 
-pub(super) fn root(root: &mut Table<'_>) -> Config {
+fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
     let server = root.table("server", server);
     let admin = root.table("admin", |table| {
         let listen = table.optional("listen", address).unwrap_or(Admin::default().listen);
@@ -42,12 +43,12 @@ pub(super) fn root(root: &mut Table<'_>) -> Config {
     let store = root.table("store", |table| Store {
         url: table.optional("url", database).unwrap_or(Store::default().url),
     });
-    let auth = root.table("auth", auth);
+    let auth = root.table("auth", |table| auth(table, secrets));
     let journal = root.table("journal", journal);
     let log = root.table("log", log);
     let mut names = HashSet::new();
     let routing = root.table("routing", routes::routing);
-    let providers = root.tables("provider", |table| routes::provider(table, &mut names));
+    let providers = root.tables("provider", |table| routes::provider(table, &mut names, secrets));
     let models = routes::models(root, &names);
     let mut tier_names = HashSet::new();
     let mut tiers = root.tables("tier", |table| tier(table, &mut tier_names));
@@ -135,10 +136,14 @@ fn server(table: &mut Table<'_>) -> Server {
     server
 }
 
-fn auth(table: &mut Table<'_>) -> Auth {
+fn auth(table: &mut Table<'_>, secrets: &Secrets) -> Auth {
     let default = Auth::default();
+    let pepper = table.optional("pepper", secret).unwrap_or(default.pepper);
+    if let Err(error) = secrets.check_pepper(&pepper) {
+        table.problem_at("pepper", format!("`pepper`: {error}"));
+    }
     Auth {
-        pepper: table.optional("pepper", secret).unwrap_or(default.pepper),
+        pepper,
         service_tiers: table.list("service_tiers", label).unwrap_or(default.service_tiers),
         max_failures_per_s: rate(table, "max_failures_per_s", default.max_failures_per_s),
         max_failures_per_s_per_address: rate(
@@ -264,6 +269,10 @@ fn label(value: Value<'_>) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(text: &str, file_name: &str) -> Result<Config, Report> {
+        super::parse(text, file_name, &mut Secrets::Named)
+    }
     use std::collections::BTreeSet;
 
     const REFERENCE: &str = include_str!("../../conf/weir.toml");
@@ -306,7 +315,7 @@ mod tests {
                 named.insert(format!("model.routes.{key}"));
             }
         }
-        assert_eq!(named, document::keys(REFERENCE, root));
+        assert_eq!(named, document::keys(REFERENCE, |table| root(table, &mut Secrets::Named)));
     }
 
     #[test]

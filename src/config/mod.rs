@@ -6,9 +6,12 @@
 //! `conf/weir.toml` is the commented reference of every key. Relative paths are relative to the working directory.
 
 mod file;
+mod loaded;
+mod restart;
 mod secrets;
 mod warnings;
 
+pub use loaded::Loaded;
 pub use secrets::{SecretError, SecretRef, pepper};
 
 use crate::document::Report;
@@ -269,34 +272,56 @@ pub struct Tier {
 
 /// The tier of an account that names none.
 pub const DEFAULT_TIER: &str = "default";
+/// The most that `attempts_max` can be.
+pub const ATTEMPTS_MAX: u32 = 16;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{path}: {cause}", path = path.display())]
+    #[error("the configuration {path} cannot be read: {cause}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the system said.
         cause: std::io::Error,
     },
+    /// It is not UTF-8.
+    #[error("the configuration {path} is not UTF-8 text: byte 0x{byte:02x} in line {line}", path = path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The first one that cannot be there.
+        byte: u8,
+    },
+    /// It is longer than any configuration.
+    #[error("the configuration {path} is longer than {max_bytes} bytes, the most that is read", path = path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// What would have been read.
+        max_bytes: u64,
+    },
+    /// There is no file, and the default pepper is of no use.
+    #[error("[auth] pepper: {0}")]
+    Pepper(SecretError),
     /// The file is wrong; all that is wrong with it is here.
     #[error("{0}")]
     Wrong(#[from] Report),
 }
 
 impl Config {
-    /// Reads the file; without one, the default.
+    /// Reads the file; without one, the default. The secrets that it names are left alone; see [`Loaded`].
     ///
     /// # Errors
     ///
     /// The file cannot be read, or is wrong.
     pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
         let Some(path) = path else { return Ok(Config::default()) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
-        Ok(file::parse(&text, &path.display().to_string())?)
+        let file_name = path.display().to_string();
+        Ok(file::parse(&loaded::text(path)?, &file_name, &mut loaded::Secrets::Named)?)
     }
 }
 

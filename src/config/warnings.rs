@@ -1,7 +1,6 @@
 //! What is legal and still not as an operator would want it; `weir check` tells it.
 
-use super::{Config, secrets};
-use crate::secret::ExposeSecret;
+use super::Config;
 use std::net::IpAddr;
 
 impl Config {
@@ -43,27 +42,13 @@ impl Config {
         warnings
     }
 
-    /// The secrets that a server would miss, each with why and for what. Makes nothing: a pepper that is still to be made is not
-    /// missed.
-    pub fn missing_secrets(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        if let Err(error) = secrets::check_pepper(&self.auth.pepper) {
-            missing.push(format!("[auth] pepper: {error}"));
-        }
-        for provider in &self.providers {
-            let Some(reference) = &provider.api_key else { continue };
-            match reference.resolve() {
-                Err(error) => missing.push(format!("provider {}: api_key: {error}", provider.name)),
-                Ok(key) if provider.dialect.authorization(key.expose_secret()).is_none() => {
-                    missing.push(format!(
-                        "provider {}: api_key: {reference} cannot stand in a header",
-                        provider.name
-                    ));
-                }
-                Ok(_) => {}
-            }
-        }
-        missing
+    /// The models that are not served, since they have no price.
+    pub fn unpriced(&self, is_priced: impl Fn(&str) -> bool) -> Vec<String> {
+        let unpriced = self.models.iter().filter(|model| !is_priced(model.name.as_str()));
+        let told = |name| {
+            format!("model {name}: not served, since it has no price; `weir price import` gives it one")
+        };
+        unpriced.map(|model| told(&model.name)).collect()
     }
 }
 
@@ -73,19 +58,18 @@ fn is_loopback(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::file::parse;
+    use crate::config::file;
+    use crate::config::loaded::Secrets;
 
     #[test]
     fn what_is_worth_a_look_is_told() {
         let text = "[server]\nlisten = [\"0.0.0.0:8080\"]\n[admin]\nlisten = \"[::]:9090\"\n[[provider]]\nname = \"p\"\ndialect = \"openai\"\nbase_url = \"http://198.51.100.1/v1\"\n\
                     api_key = \"env:WEIR_NO_SUCH_VARIABLE\"\n";
-        let config = parse(text, "weir.toml").unwrap();
+        let config = file::parse(text, "weir.toml", &mut Secrets::Named).unwrap();
         let warnings = config.warnings().join("\n");
         for telling in ["0.0.0.0:8080", "[::]:9090", "198.51.100.1", "no model"] {
             assert!(warnings.contains(telling), "{telling}: {warnings}");
         }
-        assert_eq!(config.missing_secrets().len(), 1);
-        assert!(config.missing_secrets()[0].contains("WEIR_NO_SUCH_VARIABLE"));
-        assert!(parse("", "weir.toml").unwrap().warnings().is_empty());
+        assert!(file::parse("", "weir.toml", &mut Secrets::Named).unwrap().warnings().is_empty());
     }
 }

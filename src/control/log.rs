@@ -1,15 +1,22 @@
 //! The log: one JSON object a line on standard error.
 //!
 //! Promises: a log that cannot be written to stops nothing; what libraries log is let through from warnings upwards, whatever the level,
-//! so that no client can fill the log through one of them. Refuses to know: what is logged, and where standard error leads.
+//! so that no client can fill the log through one of them; the level can be changed while it runs. Refuses to know: what is logged, and
+//! where standard error leads.
 
 use super::json::Json;
 use super::lines::Lines;
+use arc_swap::ArcSwap;
 use std::io;
+use std::sync::Arc;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt;
+use tracing::subscriber::Interest;
+use tracing::{Metadata, Subscriber};
+use tracing_log::AsLog;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{fmt, registry};
 
 /// How much is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,31 +36,60 @@ impl Drop for Flush {
     }
 }
 
+/// How much is logged at the moment. Cheap to clone; clones are one.
+#[derive(Clone, Debug)]
+pub struct Verbosity(Arc<ArcSwap<Targets>>);
+
 /// What begins the targets of our own lines.
 const OWN: &str = "weir";
 /// A library that logs each request that went wrong, in words which clients choose. The request's own line has it all.
 const SILENT: &str = "pingora_proxy";
 
 /// Starts the log of the process, that of libraries which use the `log` crate included. Where one has been started, that goes on. What
-/// is logged reaches standard error within a twentieth of a second, and when the returned value is dropped.
-pub fn init(settings: &Settings) -> Flush {
+/// is logged reaches standard error within a twentieth of a second, and when the first of the returned values is dropped.
+pub fn init(settings: &Settings) -> (Flush, Verbosity) {
     let lines = Lines::to(Box::new(io::stderr()));
     let flush = Flush(lines.clone());
-    let started = fmt()
-        .event_format(Json)
-        .with_env_filter(filter(settings))
-        .with_writer(move || lines.clone())
-        .finish()
-        .try_init();
-    if started.is_err() {
+    let verbosity = Verbosity::new(settings);
+    let writing = fmt::layer().event_format(Json).with_writer(move || lines.clone());
+    if registry().with(writing).with(verbosity.clone()).try_init().is_err() {
         tracing::debug!("the log had been started before");
     }
-    flush
+    (flush, verbosity)
 }
 
-fn filter(settings: &Settings) -> EnvFilter {
-    let others = settings.level.min(LevelFilter::WARN);
-    EnvFilter::builder().parse_lossy(format!("{others},{OWN}={},{SILENT}=off", settings.level))
+impl Verbosity {
+    fn new(settings: &Settings) -> Self {
+        Verbosity(Arc::new(ArcSwap::from_pointee(targets(settings))))
+    }
+
+    /// From now on so much is logged.
+    pub fn set(&self, settings: &Settings) {
+        self.0.store(Arc::new(targets(settings)));
+        tracing::callsite::rebuild_interest_cache();
+        tracing_log::log::set_max_level(LevelFilter::current().as_log());
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Verbosity {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        Layer::<S>::register_callsite(&**self.0.load(), metadata)
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, context: Context<'_, S>) -> bool {
+        Layer::<S>::enabled(&**self.0.load(), metadata, context)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Layer::<S>::max_level_hint(&**self.0.load())
+    }
+}
+
+fn targets(settings: &Settings) -> Targets {
+    Targets::new()
+        .with_default(settings.level.min(LevelFilter::WARN))
+        .with_target(OWN, settings.level)
+        .with_target(SILENT, LevelFilter::OFF)
 }
 
 #[cfg(test)]
@@ -81,20 +117,23 @@ mod tests {
         let kept = Kept::default();
         let writer = kept.clone();
         let settings = Settings { level: LevelFilter::INFO };
-        let log = fmt()
-            .event_format(Json)
-            .with_env_filter(filter(&settings))
-            .with_writer(move || writer.clone())
-            .finish();
+        let verbosity = Verbosity::new(&settings);
+        let writing = fmt::layer().event_format(Json).with_writer(move || writer.clone());
+        let log = registry().with(writing).with(verbosity.clone());
         with_default(log, || {
             tracing::info!(target: "pingora_core::server", "noise");
             tracing::warn!(target: "pingora_core::server", "telling");
             tracing::error!(target: "pingora_proxy", "noise");
             tracing::info!(target: "weir::request", "request");
-            tracing::debug!(target: "weir::ledger", "detail");
+            let detail = |said: &str| tracing::debug!(target: "weir::ledger", "{said}");
+            detail("detail");
+            verbosity.set(&Settings { level: LevelFilter::DEBUG });
+            detail("deeper");
+            verbosity.set(&settings);
+            detail("detail");
         });
         let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
-        assert!(text.contains("telling") && text.contains("request"), "{text}");
+        assert!(text.contains("telling") && text.contains("request") && text.contains("deeper"), "{text}");
         assert!(!text.contains("noise") && !text.contains("detail"), "{text}");
     }
 }

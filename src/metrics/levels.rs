@@ -7,6 +7,11 @@ use prometheus::{Counter, Gauge, GaugeVec, Opts, Registry};
 #[expect(missing_docs, reason = "each is described in the table below, which is also its help text")]
 pub enum Level {
     Ready,
+    ConfigReloads,
+    ConfigReloadFailures,
+    ConfigReloadSuccessful,
+    ConfigReloadTimestamp,
+    ConfigRestartNeeded,
     Connections,
     ConnectionsRefusedAll,
     ConnectionsRefusedAddress,
@@ -61,8 +66,29 @@ enum Slot {
 }
 
 /// Name and help of each level. A name in `_total` is a counter, any other a gauge.
-const DECLARED: [(Level, &str, &str); 44] = [
+const DECLARED: [(Level, &str, &str); 49] = [
     (Level::Ready, "weir_ready", "1 while every listener accepts requests, else 0."),
+    (Level::ConfigReloads, "weir_config_reloads_total", "Times that the configuration was read again."),
+    (
+        Level::ConfigReloadFailures,
+        "weir_config_reload_failures_total",
+        "Times that it could not be used, and the one before stayed in force.",
+    ),
+    (
+        Level::ConfigReloadSuccessful,
+        "weir_config_last_reload_successful",
+        "1 if the configuration was good when it was read last, else 0.",
+    ),
+    (
+        Level::ConfigReloadTimestamp,
+        "weir_config_last_reload_success_timestamp_seconds",
+        "When the configuration in force was read, in seconds since 1970.",
+    ),
+    (
+        Level::ConfigRestartNeeded,
+        "weir_config_restart_needed",
+        "1 while the configuration has other values than are in force, which wait for a restart.",
+    ),
     (Level::Connections, "weir_connections", "Connections of clients that are open."),
     (
         Level::ConnectionsRefusedAll,
@@ -210,9 +236,19 @@ impl Levels {
         Ok(Levels(slots.collect::<Result<_, prometheus::Error>>()?))
     }
 
-    pub(super) fn set(&self, level: Level, value: f64) {
+    pub(super) fn add(&self, level: Level) {
+        if let Some(Slot::Total(total)) = self.slot(level) {
+            total.inc();
+        }
+    }
+
+    fn slot(&self, level: Level) -> Option<&Slot> {
         let index = DECLARED.iter().position(|(declared, ..)| *declared == level);
-        match index.and_then(|index| self.0.get(index)) {
+        index.and_then(|index| self.0.get(index))
+    }
+
+    pub(super) fn set(&self, level: Level, value: f64) {
+        match self.slot(level) {
             Some(Slot::Gauge(gauge)) => gauge.set(value),
             Some(Slot::Total(total)) => total.inc_by((value - total.get()).max(0.0)),
             None => {}

@@ -1,6 +1,6 @@
 //! Which models may answer a request, at what price, and who is asked first.
 
-use super::{Judged, Proxy, model_not_found};
+use super::{Judged, Proxy, Rules, model_not_found};
 use crate::authenticate::Caller;
 use crate::ids::{ModelName, RequestId};
 use crate::openai::Ask;
@@ -26,10 +26,10 @@ type Chain = (Vec<Arc<Model>>, Vec<Arc<ModelPrice>>);
 
 impl Proxy {
     /// The model that is asked for, and those that may answer in its place, each with its price.
-    pub(super) fn chain(&self, caller: &Caller, ask: &Ask) -> Judged<Chain> {
+    pub(super) fn chain(&self, rules: &Rules, caller: &Caller, ask: &Ask) -> Judged<Chain> {
         let (book, now) = (self.book.load(), self.clock.wall());
         let priced = |name: &str| {
-            let model = self.catalogue.model(name).filter(|model| model.serves(ask.endpoint))?;
+            let model = rules.catalogue.model(name).filter(|model| model.serves(ask.endpoint))?;
             Some((Arc::clone(model), book.model(name, now)?))
         };
         let asked = priced(&ask.model).ok_or_else(|| model_not_found(&ask.model))?;

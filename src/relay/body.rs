@@ -69,14 +69,24 @@ pub struct Budget(Arc<Pool>);
 
 #[derive(Debug)]
 struct Pool {
-    max_bytes: usize,
+    max_bytes: AtomicUsize,
     used_bytes: AtomicUsize,
 }
 
 impl Budget {
     /// A budget of this many bytes.
     pub fn new(max_bytes: usize) -> Self {
-        Budget(Arc::new(Pool { max_bytes, used_bytes: AtomicUsize::new(0) }))
+        Budget(Arc::new(Pool { max_bytes: AtomicUsize::new(max_bytes), used_bytes: AtomicUsize::new(0) }))
+    }
+
+    /// From now on it is this many bytes, for every clone. What is held above that stays until it is given back.
+    pub fn set_max_bytes(&self, max_bytes: usize) {
+        self.0.max_bytes.store(max_bytes, Ordering::Relaxed);
+    }
+
+    /// All of it.
+    pub fn max_bytes(&self) -> usize {
+        self.0.max_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes held now, for the metric.
@@ -86,7 +96,7 @@ impl Budget {
 
     /// Whether this many bytes would fit now. Takes nothing.
     fn fits(&self, bytes: usize) -> bool {
-        self.used_bytes().saturating_add(bytes) <= self.0.max_bytes
+        self.used_bytes().saturating_add(bytes) <= self.max_bytes()
     }
 
     fn charge(&self) -> Charge {
@@ -104,8 +114,9 @@ struct Charge {
 impl Charge {
     fn take(&mut self, bytes: usize) -> Result<(), Refused> {
         let pool = &self.budget.0;
+        let max_bytes = self.budget.max_bytes();
         let taken = pool.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(bytes).filter(|total| *total <= pool.max_bytes)
+            used.checked_add(bytes).filter(|total| *total <= max_bytes)
         });
         match taken {
             Ok(_) => {

@@ -20,59 +20,69 @@ pub struct Settings {
 
 /// All that is read on at a time. Cheap to clone; clones count together.
 #[derive(Clone, Debug)]
-pub struct Drains(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
+pub struct Drains {
     settings: Settings,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
     open: AtomicUsize,
     turned_away: AtomicU64,
 }
 
 /// A place among those that are read on; given back by `Drop`.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Shared>);
+pub(super) struct Place {
+    settings: Settings,
+    counts: Arc<Counts>,
+}
 
 impl Drains {
     /// None is open yet.
     pub fn new(settings: Settings) -> Self {
-        Drains(Arc::new(Shared { settings, open: AtomicUsize::new(0), turned_away: AtomicU64::new(0) }))
+        Drains { settings, counts: Arc::default() }
+    }
+
+    /// The same places within other bounds. Those that are taken keep theirs.
+    pub fn under(&self, settings: Settings) -> Self {
+        Drains { settings, counts: Arc::clone(&self.counts) }
     }
 
     /// How many are open.
     pub fn open(&self) -> usize {
-        self.0.open.load(Ordering::Relaxed)
+        self.counts.open.load(Ordering::Relaxed)
     }
 
     /// How many found no place, ever: their providers were left with their clients.
     pub fn turned_away(&self) -> u64 {
-        self.0.turned_away.load(Ordering::Relaxed)
+        self.counts.turned_away.load(Ordering::Relaxed)
     }
 
     /// A place, where there is one.
     pub(super) fn begin(&self) -> Option<Place> {
-        let most = self.0.settings.max_requests;
+        let most = self.settings.max_requests;
         let taken = self
-            .0
+            .counts
             .open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < most).then_some(open + 1));
         if taken.is_err() {
-            self.0.turned_away.fetch_add(1, Ordering::Relaxed);
+            self.counts.turned_away.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        Some(Place(Arc::clone(&self.0)))
+        Some(Place { settings: self.settings, counts: Arc::clone(&self.counts) })
     }
 }
 
 impl Place {
     pub(super) fn settings(&self) -> Settings {
-        self.0.settings
+        self.settings
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::lookup_host;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 /// How names are looked up.
@@ -44,6 +45,8 @@ pub struct ResolveError {
 pub struct Resolver {
     settings: Settings,
     targets: Arc<Mutex<Vec<Arc<Target>>>>,
+    /// Told when there is a new one, to be looked up before it is asked for.
+    added: Arc<Notify>,
 }
 
 /// One host and port.
@@ -62,10 +65,10 @@ pub struct Target {
 impl Resolver {
     /// A resolver of no hosts yet.
     pub fn new(settings: Settings) -> Self {
-        Resolver { settings, targets: Arc::default() }
+        Resolver { settings, targets: Arc::default(), added: Arc::default() }
     }
 
-    /// The target for a host; the same one for the same host and port. As many as the configuration names.
+    /// The target for a host; the same one for the same host and port. It is kept for as long as somebody else has it.
     pub fn target(&self, host: &str, port: u16) -> Arc<Target> {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = targets.iter().find(|target| target.host == host && target.port == port) {
@@ -73,19 +76,36 @@ impl Resolver {
         }
         let target = Arc::new(Target::new(host, port, self.settings.timeout));
         targets.push(Arc::clone(&target));
+        self.added.notify_one();
         target
     }
 
     /// Keeps every target's addresses fresh. Never returns: the composition root spawns it and drops it at shutdown.
     pub async fn run(&self) {
         loop {
-            let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            for target in targets.iter().filter(|target| !target.literal) {
-                if let Err(e) = target.look_up().await {
-                    tracing::warn!(error = %e, "keeping the addresses known so far");
+            self.look_up(|_| true).await;
+            let refresh = tokio::time::sleep(self.settings.refresh);
+            tokio::pin!(refresh);
+            loop {
+                tokio::select! {
+                    () = &mut refresh => break,
+                    () = self.added.notified() => self.look_up(Target::is_unknown).await,
                 }
             }
-            tokio::time::sleep(self.settings.refresh).await;
+        }
+    }
+
+    /// Looks up those of the targets that are still of use.
+    async fn look_up(&self, which: impl Fn(&Target) -> bool) {
+        let targets = {
+            let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            targets.retain(|target| Arc::strong_count(target) > 1);
+            targets.clone()
+        };
+        for target in targets.iter().filter(|target| !target.literal && which(target)) {
+            if let Err(e) = target.look_up().await {
+                tracing::warn!(error = %e, "keeping the addresses known so far");
+            }
         }
     }
 }
@@ -130,6 +150,10 @@ impl Target {
             good.extend(bad);
             good
         });
+    }
+
+    fn is_unknown(&self) -> bool {
+        self.addresses.load().is_empty()
     }
 
     fn pick(&self) -> Option<SocketAddr> {

@@ -49,33 +49,38 @@ pub struct Upstream {
     pub patience: Patience,
     target: Arc<Target>,
     /// The group of its connections: another one once a kept connection turned out closed.
-    group: AtomicU64,
+    group: Arc<AtomicU64>,
 }
 
 /// Every provider's place, by name.
 pub struct Upstreams {
     places: HashMap<ProviderName, Upstream>,
     drains: Drains,
-    next_group: AtomicU64,
+    next_group: Arc<AtomicU64>,
 }
 
 impl Upstreams {
     /// The places of these providers, their hosts known to the resolver from now on. Those that are read on when their clients have
-    /// left are counted by `drains`.
+    /// left are counted by `drains`. A provider that has the same base URL in the places `before` these keeps its connections.
     pub fn new(
         providers: impl IntoIterator<Item = (ProviderName, Origin, Patience)>,
         resolver: &Resolver,
         drains: Drains,
+        before: Option<&Upstreams>,
     ) -> Self {
-        let places: HashMap<_, _> = (0..)
-            .zip(providers)
-            .map(|(group, (name, origin, patience))| {
-                let target = resolver.target(&origin.host, origin.port);
-                (name, Upstream { origin, patience, target, group: AtomicU64::new(group) })
-            })
-            .collect();
-        let next_group = AtomicU64::new(u64::try_from(places.len()).unwrap_or(u64::MAX / 2));
-        Upstreams { places, drains, next_group }
+        let next_group = before.map(|before| Arc::clone(&before.next_group)).unwrap_or_default();
+        let group = |name: &ProviderName, origin: &Origin| {
+            let known = before.and_then(|before| before.get(name)).filter(|known| known.origin == *origin);
+            known.map_or_else(
+                || Arc::new(AtomicU64::new(next_group.fetch_add(1, Ordering::Relaxed))),
+                |known| Arc::clone(&known.group),
+            )
+        };
+        let places = providers.into_iter().map(|(name, origin, patience)| {
+            let (target, group) = (resolver.target(&origin.host, origin.port), group(&name, &origin));
+            (name, Upstream { origin, patience, target, group })
+        });
+        Upstreams { places: places.collect(), drains, next_group }
     }
 
     /// The place of a provider.

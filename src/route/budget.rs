@@ -3,7 +3,7 @@
 //! Promises: over the last ten seconds, retries are at most a share of the requests, and a small number besides, so that a provider that
 //! fails under load is not sent its load twice. Refuses to know: what failed.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// How much retries may add.
@@ -19,6 +19,11 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct RetryBudget {
     settings: Settings,
+    memory: Arc<Memory>,
+}
+
+#[derive(Debug)]
+struct Memory {
     begun: Instant,
     /// Locked for a few additions.
     seconds: Mutex<[Second; SECONDS]>,
@@ -37,7 +42,12 @@ const SECONDS: usize = 10;
 impl RetryBudget {
     /// One that has seen nothing.
     pub fn new(settings: Settings, now: Instant) -> Self {
-        RetryBudget { settings, begun: now, seconds: Mutex::default() }
+        RetryBudget { settings, memory: Arc::new(Memory { begun: now, seconds: Mutex::default() }) }
+    }
+
+    /// The same traffic under other settings.
+    pub fn under(&self, settings: Settings) -> Self {
+        RetryBudget { settings, memory: Arc::clone(&self.memory) }
     }
 
     /// Counts a request.
@@ -69,8 +79,8 @@ impl RetryBudget {
 
     /// Works on the seconds, that of `now` begun where it is new.
     fn with<T>(&self, now: Instant, work: impl FnOnce(&mut [Second; SECONDS], usize) -> T) -> T {
-        let number = now.saturating_duration_since(self.begun).as_secs();
-        let mut seconds = self.seconds.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = now.saturating_duration_since(self.memory.begun).as_secs();
+        let mut seconds = self.memory.seconds.lock().unwrap_or_else(PoisonError::into_inner);
         let at = usize::try_from(number % SECONDS as u64).unwrap_or(0);
         if seconds[at].number != number {
             seconds[at] = Second { number, ..Second::default() };

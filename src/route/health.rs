@@ -33,6 +33,12 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Health {
     settings: Settings,
+    memory: Arc<Memory>,
+}
+
+/// What was seen of a candidate, under whatever settings.
+#[derive(Debug)]
+struct Memory {
     outstanding: AtomicU32,
     /// Locked for a few lines, never across an await.
     state: Mutex<State>,
@@ -101,19 +107,24 @@ const DOUBLINGS_MAX: u32 = 16;
 impl Health {
     /// Of a candidate of which nothing has been seen.
     pub fn new(settings: Settings) -> Self {
+        let state = State {
+            open_until: None,
+            cool_until: None,
+            is_tried: false,
+            in_a_row: 0,
+            opened: 0,
+            window: Window::default(),
+            latency: [Peak::default(); 2],
+        };
         Health {
             settings,
-            outstanding: AtomicU32::new(0),
-            state: Mutex::new(State {
-                open_until: None,
-                cool_until: None,
-                is_tried: false,
-                in_a_row: 0,
-                opened: 0,
-                window: Window::default(),
-                latency: [Peak::default(); 2],
-            }),
+            memory: Arc::new(Memory { outstanding: AtomicU32::new(0), state: Mutex::new(state) }),
         }
+    }
+
+    /// The same candidate, judged by these settings from now on: what was and is seen of it is seen of both.
+    pub fn under(&self, settings: Settings) -> Self {
+        Health { settings, memory: Arc::clone(&self.memory) }
     }
 
     /// Whether it can be chosen now.
@@ -123,7 +134,7 @@ impl Health {
 
     /// Attempts under way.
     pub fn outstanding(&self) -> u32 {
-        self.outstanding.load(Ordering::Relaxed)
+        self.memory.outstanding.load(Ordering::Relaxed)
     }
 
     /// The mean time to the head of an answer, in seconds; 0 where none was seen.
@@ -142,7 +153,7 @@ impl Health {
         };
         state.is_tried |= needs_place;
         drop(state);
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
+        self.memory.outstanding.fetch_add(1, Ordering::Relaxed);
         Some(Trial {
             health: Arc::clone(self),
             is_streamed,
@@ -154,7 +165,7 @@ impl Health {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -280,7 +291,7 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        self.health.outstanding.fetch_sub(1, Ordering::Relaxed);
+        self.health.memory.outstanding.fetch_sub(1, Ordering::Relaxed);
         if self.has_place {
             self.health.state().is_tried = false;
         }

@@ -6,6 +6,7 @@
 
 use crate::proxy::Proxy;
 use crate::relay::{Connection, HeadLimits, Socket};
+use arc_swap::ArcSwap;
 use pingora::apps::ServerApp as _;
 use pingora::proxy::HttpProxy;
 use std::collections::HashMap;
@@ -34,7 +35,7 @@ pub(super) struct Settings {
 pub(super) struct Connections(Arc<Inner>);
 
 struct Inner {
-    settings: Settings,
+    settings: ArcSwap<Settings>,
     open: Mutex<Open>,
     refused_all: AtomicU64,
     refused_address: AtomicU64,
@@ -97,7 +98,7 @@ async fn serve(
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let head = place.connections.0.settings.head;
+    let head = place.connections.0.settings.load().head;
     let Ok(connection) = Connection::new(Socket::Tcp(stream), Some(peer), head) else { return };
     let mut next: Option<pingora::protocols::Stream> = Some(Box::new(connection));
     while let Some(stream) = next {
@@ -121,11 +122,16 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 impl Connections {
     pub(super) fn new(settings: Settings) -> Self {
         Connections(Arc::new(Inner {
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             open: Mutex::default(),
             refused_all: AtomicU64::new(0),
             refused_address: AtomicU64::new(0),
         }))
+    }
+
+    /// From now on these hold. Connections that are open stay, with the time for their heads that they had.
+    pub(super) fn replace(&self, settings: Settings) {
+        self.0.settings.store(Arc::new(settings));
     }
 
     /// How many are open.
@@ -139,7 +145,7 @@ impl Connections {
     }
 
     fn enter(&self, peer: SocketAddr) -> Option<Place> {
-        let settings = &self.0.settings;
+        let settings = self.0.settings.load();
         let ip = peer.ip().to_canonical();
         let address = (!ip.is_loopback()).then_some(ip);
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,7 +210,11 @@ mod tests {
         let places: Vec<Place> = (0..3).map(|_| connections.enter(local).unwrap()).collect();
         assert!(connections.enter(local).is_none());
         assert_eq!((connections.open(), connections.refused()), (3, (1, 0)));
-        drop(places);
+        let settings = Settings { connections_max: 4, ..**connections.0.settings.load() };
+        connections.replace(settings);
+        let fourth = connections.enter(local).unwrap();
+        assert!(connections.enter(local).is_none());
+        drop((places, fourth));
         assert_eq!(connections.open(), 0);
         assert!(connections.0.open.lock().unwrap().by_address.is_empty());
     }

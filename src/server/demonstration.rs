@@ -1,5 +1,6 @@
 //! What `--demo` adds: a provider in the process with its model, and a funded account with a key that is new at each start.
 
+use super::rules::Memory;
 use super::{ServeError, settings};
 use crate::clock::Clock;
 use crate::config::{Config, Routing};
@@ -9,12 +10,12 @@ use crate::money::Micros;
 use crate::price::{self, Book};
 use crate::provider::{DIALECTS, Dialect};
 use crate::relay::{Origin, Patience, Silence};
-use crate::route::{Candidate, Cost, Health, Model, Order, Provider, Retry, RetryBudget};
+use crate::route::{Candidate, Cost, Model, Order, Provider, Retry};
 use crate::secret::ApiKey;
 use crate::store::{KeyPolicy, LotKind, NewCredit, NewKey, Store, StoreError};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// The account that is funded.
@@ -67,13 +68,10 @@ pub(super) async fn start(
 
 impl Demonstration {
     /// Its model.
-    pub(super) fn model(&self, routing: &Routing, now: Instant) -> Model {
-        let provider = Provider {
-            name: ProviderName::from(PROVIDER),
-            dialect: self.dialect,
-            api_key: None,
-            is_drained: false,
-        };
+    pub(super) fn model(&self, routing: &Routing, memory: &Memory<'_>) -> Model {
+        let name = ProviderName::from(PROVIDER);
+        let health = memory.health(&name, demo::MODEL, settings::health(routing));
+        let provider = Provider { name, dialect: self.dialect, api_key: None, is_drained: false };
         Model {
             name: ModelName::from(demo::MODEL),
             context_tokens: demo::CONTEXT_TOKENS,
@@ -85,14 +83,14 @@ impl Demonstration {
                 priority: 0,
                 weight: 1,
                 cost: Cost::default(),
-                health: Arc::new(Health::new(settings::health(routing))),
+                health,
             }],
             order: Order::default(),
             is_sticky: false,
             retry: Retry::default(),
             attempts_max: 1,
             fallback: Vec::new(),
-            budget: RetryBudget::new(settings::retry_budget(routing), now),
+            budget: memory.budget(demo::MODEL, settings::retry_budget(routing)),
         }
     }
 

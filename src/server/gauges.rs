@@ -8,8 +8,9 @@ use crate::feed::Feed;
 use crate::ledger::Ledger;
 use crate::metrics::{Level, Metrics, RouteLevel, RouteState};
 use crate::money::Picos;
+use crate::proxy::Rules;
 use crate::relay::{Budget, Drains};
-use crate::route::{Catalogue, Standing};
+use crate::route::Standing;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,8 +22,8 @@ pub(super) struct Gauges {
     readiness: Readiness,
     /// Not there until the books are open.
     sources: Arc<OnceLock<Sources>>,
-    /// The one in force.
-    catalogue: Arc<ArcSwap<Catalogue>>,
+    /// Not there until a configuration is in force.
+    rules: Arc<OnceLock<Arc<ArcSwap<Rules>>>>,
 }
 
 /// Who is asked.
@@ -31,8 +32,6 @@ pub(super) struct Sources {
     pub(super) feed: Feed,
     pub(super) ledger: Ledger,
     pub(super) budget: Budget,
-    /// In bytes.
-    pub(super) budget_max: usize,
     pub(super) connections: Connections,
     pub(super) in_flight: Arc<AtomicU64>,
     pub(super) drains: Drains,
@@ -44,7 +43,7 @@ pub(super) struct Sources {
 
 impl Gauges {
     pub(super) fn new(metrics: Metrics, readiness: Readiness) -> Self {
-        Gauges { metrics, readiness, sources: Arc::default(), catalogue: Arc::default() }
+        Gauges { metrics, readiness, sources: Arc::default(), rules: Arc::default() }
     }
 
     /// From now on these are asked. The first ones stay.
@@ -52,9 +51,9 @@ impl Gauges {
         self.sources.get_or_init(|| sources);
     }
 
-    /// From now on the routes of this catalogue are shown.
-    pub(super) fn show_routes(&self, catalogue: Arc<Catalogue>) {
-        self.catalogue.store(catalogue);
+    /// From now on the routes that are in force here are shown. The first ones stay.
+    pub(super) fn show_routes(&self, rules: Arc<ArcSwap<Rules>>) {
+        self.rules.get_or_init(|| rules);
     }
 
     /// The metrics as text, with the numbers of this moment.
@@ -64,8 +63,10 @@ impl Gauges {
             for (level, value) in sources.read() {
                 self.metrics.set(level, value);
             }
-            let (catalogue, now) = (self.catalogue.load(), sources.clock.now());
-            self.metrics.set_routes(catalogue.models().flat_map(|model| {
+        }
+        if let (Some(sources), Some(rules)) = (self.sources.get(), self.rules.get()) {
+            let (rules, now) = (rules.load(), sources.clock.now());
+            self.metrics.set_routes(rules.catalogue.models().flat_map(|model| {
                 model.candidates.iter().map(|candidate| RouteLevel {
                     model: &model.name,
                     provider: &candidate.provider.name,
@@ -96,7 +97,7 @@ impl Sources {
             (Level::Drains, self.drains.open() as f64),
             (Level::DrainsTurnedAway, self.drains.turned_away() as f64),
             (Level::BufferedBodyBytes, self.budget.used_bytes() as f64),
-            (Level::BufferedBodyLimitBytes, self.budget_max as f64),
+            (Level::BufferedBodyLimitBytes, self.budget.max_bytes() as f64),
             (Level::KeyCacheHits, count(&keys.hits)),
             (Level::KeyCacheMisses, count(&keys.misses)),
             (Level::KeyCacheRefusals, count(&keys.refused)),

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// What the process was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// SIGTERM, or SIGHUP of a terminal that is gone: let requests under way end within the drain time.
+    /// SIGTERM: let requests under way end within the drain time.
     Drain,
     /// SIGINT: end them now.
     Now,
@@ -17,7 +17,6 @@ pub(super) enum Stop {
 /// The signals that stop the process.
 pub(super) struct Signals {
     terminate: Signal,
-    hang_up: Signal,
     interrupt: Signal,
     /// Only heard: a file that may not grow is an error of its write, and not the end of the process.
     _file_size: Signal,
@@ -34,7 +33,6 @@ impl Signals {
     pub(super) fn install() -> io::Result<Self> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             _file_size: signal(SignalKind::from_raw(SIGXFSZ))?,
         })
@@ -44,7 +42,6 @@ impl Signals {
     pub(super) async fn next(&mut self) -> Stop {
         tokio::select! {
             _ = self.terminate.recv() => Stop::Drain,
-            _ = self.hang_up.recv() => Stop::Drain,
             _ = self.interrupt.recv() => Stop::Now,
         }
     }

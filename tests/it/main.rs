@@ -35,6 +35,7 @@ mod package;
 mod policy;
 mod protocol;
 mod readme;
+mod reload;
 mod routing;
 mod sdk_errors;
 mod simulation;

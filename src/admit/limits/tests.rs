@@ -96,3 +96,33 @@ fn near_the_bound_of_the_process_who_has_more_than_its_share_is_refused_first() 
     places.clear();
     assert!((0..6).map(|_| enter(greedy)).collect::<Vec<_>>().iter().all(Result::is_ok));
 }
+
+#[test]
+fn other_limits_hold_at_once_and_forget_neither_what_was_taken_nor_who_is_under_way() {
+    let (clock, _hand) = Clock::manual(UnixMicros(0));
+    let (limits, account) = (Limits::new(1_000, clock), AccountId::new());
+    let mut first = limits.enter(account, TIER, None).unwrap();
+    first.take_tokens(80).unwrap();
+    let wider = Tier { requests_per_minute: 20, tokens_per_minute: 200, concurrent_requests: 3 };
+    let second = limits.enter(account, wider, None).unwrap();
+    assert_eq!((first.standing().requests.limit, first.standing().requests.remaining), (20, 18));
+    assert_eq!(second.standing().tokens.remaining, 120);
+    let narrower = Tier { requests_per_minute: 10, tokens_per_minute: 60, concurrent_requests: 2 };
+    let refused = limits.enter(account, narrower, None).err().unwrap();
+    assert!(refused.public.contains("2 requests under way"), "{refused}");
+    drop(second);
+    let mut third = limits.enter(account, narrower, None).unwrap();
+    assert_eq!(third.take_tokens(61).unwrap_err().kind, Kind::TokensExceedLimit);
+    assert_eq!(third.take_tokens(1).unwrap_err().kind, Kind::RateLimitExceeded, "80 of 60 are taken");
+    assert_eq!(third.standing().requests.remaining, 7);
+}
+
+#[test]
+fn another_bound_of_the_process_holds_at_once() {
+    let (clock, _hand) = Clock::manual(UnixMicros(0));
+    let (limits, account) = (Limits::new(1, clock), AccountId::new());
+    let _first = limits.enter(account, WIDE, None).unwrap();
+    assert_eq!(limits.enter(account, WIDE, None).err().unwrap().kind, Kind::NoCapacity);
+    limits.set_requests_max(10);
+    assert!(limits.enter(account, WIDE, None).is_ok());
+}

@@ -1,7 +1,8 @@
 //! Who answers and what for: providers, models, routes, and how a route is chosen.
 
 use super::{label, new_name, one_of, secret, time};
-use crate::config::{Model, Provider, Route, Routing};
+use crate::config::loaded::Secrets;
+use crate::config::{ATTEMPTS_MAX, Model, Provider, Route, Routing};
 use crate::document::{Table, Value};
 use crate::ids::{ModelName, ProviderName};
 use crate::money::{Micros, PricePicos};
@@ -17,7 +18,7 @@ const NAME_MAX_BYTES: usize = 256;
 const TOKENS: RangeInclusive<u64> = 1..=1_000_000_000;
 const WEIGHTS: RangeInclusive<u64> = 1..=1_000_000;
 const PRIORITIES: RangeInclusive<u64> = 0..=1_000;
-const ATTEMPTS: RangeInclusive<u64> = 1..=16;
+const ATTEMPTS: RangeInclusive<u64> = 1..=ATTEMPTS_MAX as u64;
 const COUNTS: RangeInclusive<u64> = 1..=1_000_000;
 const PERCENT: RangeInclusive<u64> = 1..=100;
 
@@ -51,12 +52,19 @@ pub(super) fn routing(table: &mut Table<'_>) -> Routing {
     routing
 }
 
-pub(super) fn provider(table: &mut Table<'_>, names: &mut HashSet<String>) -> Option<Provider> {
-    let name = new_name(table, label, names);
+pub(super) fn provider(
+    table: &mut Table<'_>,
+    names: &mut HashSet<String>,
+    secrets: &mut Secrets,
+) -> Option<Provider> {
+    let name = new_name(table, label, names).map(|name| ProviderName::from(name.as_str()));
     let dialect = table.required("dialect", dialect);
     let origin =
         table.required("base_url", |value| Origin::parse(value.text()?).map_err(|fault| fault.to_string()));
     let api_key = table.optional("api_key", secret);
+    if let Some(reference) = &api_key {
+        secrets.read_key(table, name.as_ref(), reference, dialect);
+    }
     let connect_timeout = time(table, "connect_timeout_ms", CONNECT_TIMEOUT);
     let tls_timeout = time(table, "tls_timeout_ms", TLS_TIMEOUT);
     let first_byte_timeout = time(table, "first_byte_timeout_ms", FIRST_BYTE_TIMEOUT);
@@ -65,9 +73,8 @@ pub(super) fn provider(table: &mut Table<'_>, names: &mut HashSet<String>) -> Op
     let is_drained = table.optional("drain", |value| value.boolean()).unwrap_or(false);
     let choices = [("cancel", OnClientGone::Cancel), ("drain", OnClientGone::Drain)];
     let on_client_gone = table.optional("on_client_gone", |value| one_of(value, &choices));
-    let name = ProviderName::from(name?.as_str());
     Some(Provider {
-        name,
+        name: name?,
         dialect: dialect?,
         origin: origin?,
         api_key,

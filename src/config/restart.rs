@@ -1,0 +1,95 @@
+//! What a server takes from its configuration only when it starts.
+
+use super::{Admin, Auth, Config, Journal, Server, Store};
+
+impl Config {
+    /// Gives `next` the values with which this server started wherever it cannot take others while it runs, and tells which of the keys
+    /// wait for a restart.
+    pub fn keep_started(&self, next: &mut Config) -> Vec<&'static str> {
+        let mut waiting = Vec::new();
+        // Every key is named here, so that a new one is thought about.
+        let Server {
+            listen,
+            threads,
+            max_connections: _,
+            max_connections_per_address: _,
+            head_timeout: _,
+            max_requests: _,
+            max_requests_per_s: _,
+            max_requests_per_s_per_address: _,
+            max_body_bytes: _,
+            max_buffered_bytes: _,
+            body_timeout: _,
+            body_min_bytes_per_s: _,
+            keepalive_timeout,
+            write_timeout: _,
+            max_answer_bytes: _,
+            max_event_bytes: _,
+            stream_comment_every: _,
+            client_gone_timeout: _,
+            client_gone_max_bytes: _,
+            client_gone_max_requests: _,
+            drain_timeout: _,
+            max_stale,
+            max_stream_time,
+        } = &self.server;
+        let server = &mut next.server;
+        keep(listen, &mut server.listen, "[server] listen", &mut waiting);
+        keep(threads, &mut server.threads, "[server] threads", &mut waiting);
+        if *keepalive_timeout != server.keepalive_timeout {
+            waiting.push("[server] keepalive_timeout_ms for HTTP/2");
+        }
+        keep(max_stale, &mut server.max_stale, "[server] max_stale_ms", &mut waiting);
+        let max_stream_time_ms = "[server] max_stream_time_ms";
+        keep(max_stream_time, &mut server.max_stream_time, max_stream_time_ms, &mut waiting);
+        let Admin { listen } = &self.admin;
+        keep(listen, &mut next.admin.listen, "[admin] listen", &mut waiting);
+        let Store { url } = &self.store;
+        keep(url, &mut next.store.url, "[store] url", &mut waiting);
+        let Auth { pepper, service_tiers: _, max_failures_per_s: _, max_failures_per_s_per_address: _ } =
+            &self.auth;
+        keep(pepper, &mut next.auth.pepper, "[auth] pepper", &mut waiting);
+        let Journal { dir, durability, max_bytes } = &self.journal;
+        keep(dir, &mut next.journal.dir, "[journal] dir", &mut waiting);
+        keep(durability, &mut next.journal.durability, "[journal] durability", &mut waiting);
+        keep(max_bytes, &mut next.journal.max_bytes, "[journal] max_bytes", &mut waiting);
+        waiting
+    }
+}
+
+fn keep<T: PartialEq + Clone>(started: &T, next: &mut T, key: &'static str, waiting: &mut Vec<&'static str>) {
+    if started != next {
+        next.clone_from(started);
+        waiting.push(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+    use std::time::Duration;
+
+    #[test]
+    fn what_waits_for_a_restart_is_named_and_the_rest_is_taken() {
+        let started = Config::default();
+        let mut next = Config::default();
+        assert_eq!(started.keep_started(&mut next), Vec::<&str>::new());
+        next.server.threads = 7;
+        next.server.max_body_bytes = 5000;
+        next.server.max_stale = Duration::from_secs(1);
+        next.server.keepalive_timeout = Duration::from_secs(1);
+        next.store.url = "sqlite:other.db".to_owned();
+        next.journal.dir = "elsewhere".into();
+        let waiting = [
+            "[server] threads",
+            "[server] keepalive_timeout_ms for HTTP/2",
+            "[server] max_stale_ms",
+            "[store] url",
+            "[journal] dir",
+        ];
+        assert_eq!(started.keep_started(&mut next), waiting);
+        assert_eq!((next.server.threads, next.server.max_body_bytes), (0, 5000));
+        assert_eq!((&next.store, &next.journal), (&started.store, &started.journal));
+        assert_eq!(next.server.keepalive_timeout, Duration::from_secs(1));
+    }
+}
