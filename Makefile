@@ -19,9 +19,10 @@ export WEIR_PROMETHEUS_DIR := $(PROMETHEUS)
 TOOLS := $(CURDIR)/target/tools
 CARGO_DENY := 0.20.2
 CARGO_DEB := 3.8.0
+CARGO_FUZZ := 0.13.2
 ADVISORIES := https://github.com/RustSec/advisory-db
 
-.PHONY: help run test soak lint deny deb package bench prometheus cargo c-tools python
+.PHONY: help run test soak fuzz lint deny deb package bench prometheus cargo c-tools python
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
@@ -37,6 +38,25 @@ test: lint $(E2E)/installed $(PROMETHEUS)/installed $(TOOLS)/cargo-deb-$(CARGO_D
 soak: cargo c-tools python ## The crash tests at length: 1,000 kills, the database away for a minute
 	$(BUILD) cargo test --locked --no-run --test it
 	WEIR_KILLS=$(or $(KILLS),1000) WEIR_AWAY_SECONDS=$(or $(AWAY),60) timeout --foreground 3h cargo test --locked --test it crash:: -- --nocapture --test-threads=1
+
+# `make fuzz TARGET=body SECONDS=600` is a longer one of one target. What fails is in target/fuzz/found, to be a seed once it is mended.
+# Memory is safe here without a sanitizer: it is panics and broken promises that are looked for. Without a nightly toolchain the same is
+# tried blindly.
+FUZZ := $(CURDIR)/target/fuzz
+TARGETS = $(or $(TARGET),$(notdir $(wildcard tests/fuzz/seeds/*)))
+fuzz: cargo c-tools $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ) ## What must hold for any bytes, by libFuzzer, a minute for each target (nightly Rust)
+	if ! cargo +nightly --version > /dev/null 2>&1; then
+		echo "NO NIGHTLY TOOLCHAIN: libFuzzer is not used, but changed seeds of the suite" >&2
+		WEIR_FUZZ_CASES=1000000 cargo test --locked --test it fuzz::
+		exit
+	fi
+	cp Cargo.lock tests/fuzz/Cargo.lock
+	export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 PATH="$(TOOLS)/bin:$$PATH"
+	for target in $(TARGETS); do
+		mkdir -p $(FUZZ)/corpus/$$target $(FUZZ)/found/$$target
+		cargo +nightly fuzz run --fuzz-dir tests/fuzz --sanitizer none --target-dir $(FUZZ) $$target $(FUZZ)/corpus/$$target tests/fuzz/seeds/$$target -- \
+			-max_total_time=$(or $(SECONDS),60) -max_len=4096 -timeout=10 -artifact_prefix=$(FUZZ)/found/$$target/ -print_final_stats=1
+	done
 
 lint: cargo c-tools deny ## Formatting, clippy, documentation links and `make deny`, warnings refused
 	@cargo fmt --version > /dev/null && cargo clippy --version > /dev/null || rustup component add rustfmt clippy
@@ -116,6 +136,10 @@ $(E2E)/installed: tests/e2e/requirements.txt tests/e2e/package.json | python
 
 $(TOOLS)/cargo-deny-$(CARGO_DENY): | cargo
 	$(BUILD) cargo install --quiet --locked --debug --root $(TOOLS) cargo-deny@$(CARGO_DENY)
+	touch $@
+
+$(TOOLS)/cargo-fuzz-$(CARGO_FUZZ): | cargo
+	$(BUILD) cargo install --quiet --locked --debug --root $(TOOLS) cargo-fuzz@$(CARGO_FUZZ)
 	touch $@
 
 $(TOOLS)/cargo-deb-$(CARGO_DEB): | cargo

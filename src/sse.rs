@@ -188,7 +188,8 @@ impl Parser {
     /// Takes a `data` line into the event under way.
     fn keep(&mut self, value: Option<&[u8]>) -> Result<(), TooLong> {
         let Some(value) = value else { return Ok(()) };
-        self.bound(self.data.len().saturating_add(value.len()))?;
+        let joint = usize::from(self.has_data);
+        self.bound(self.data.len().saturating_add(joint).saturating_add(value.len()))?;
         if self.has_data {
             self.data.push(b'\n');
         }

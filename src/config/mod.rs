@@ -320,8 +320,16 @@ impl Config {
     /// The file cannot be read, or is wrong.
     pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
         let Some(path) = path else { return Ok(Config::default()) };
-        let file_name = path.display().to_string();
-        Ok(file::parse(&loaded::text(path)?, &file_name, &mut loaded::Secrets::Named)?)
+        Config::parse(&loaded::text(path)?, &path.display().to_string())
+    }
+
+    /// Reads the text of a file of this name, without what its secrets are.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it.
+    pub fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
+        Ok(file::parse(text, file, &mut loaded::Secrets::Named)?)
     }
 }
 

@@ -22,6 +22,7 @@ mod e2e;
 mod errors;
 mod exhausted;
 mod faults;
+mod fuzz;
 mod gone;
 mod headers;
 mod idempotency;

@@ -126,20 +126,25 @@ fn the_configuration_is_that_of_a_service(package: &Unpacked) {
     assert_eq!(changed, ["url", "pepper", "dir", "api_key"]);
     assert_eq!(config.lines().count(), reference.lines().count());
 
-    // The same with the state below the scratch root, since nothing here may write to /var/lib.
-    let state = package.path("var/lib/weir");
+    // The same with the state and the key below the scratch root, since nothing here may write to /var/lib and /etc.
+    let (state, etc) = (package.path("var/lib/weir"), package.path("etc/weir"));
     fs::create_dir_all(&state).unwrap();
-    let here = package.path("etc/weir/here.toml");
-    fs::write(&here, config.replace("/var/lib/weir", state.to_str().unwrap())).unwrap();
-    let checked = Command::new(package.path("usr/bin/weir"))
-        .arg("--config")
-        .arg(&here)
-        .arg("check")
-        .current_dir("/")
-        .output()
-        .unwrap();
+    let here = etc.join("here.toml");
+    let config = config.replace("/var/lib/weir", state.to_str().unwrap());
+    fs::write(&here, config.replace("/etc/weir", etc.to_str().unwrap())).unwrap();
+    let check = || {
+        let mut weir = Command::new(package.path("usr/bin/weir"));
+        weir.arg("--config").arg(&here).arg("check").current_dir("/").output().unwrap()
+    };
+    let missing = check();
+    assert_eq!(missing.status.code(), Some(3), "{}", shown(&missing));
+    assert!(
+        shown(&missing).contains("/openai-key"),
+        "the one thing that is left to do is told: {}",
+        shown(&missing)
+    );
+    fs::write(etc.join("openai-key"), "sk-test").unwrap();
+    let checked = check();
     assert!(checked.status.success(), "{}", shown(&checked));
-    let said = String::from_utf8(checked.stderr).unwrap();
-    assert!(said.contains("/etc/weir/openai-key"), "the one thing that is left to do is told: {said}");
     assert!(state.join("weir.db").is_file());
 }
