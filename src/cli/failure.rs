@@ -1,7 +1,7 @@
 //! Why a command did not do what it was asked: a text for people, a code for programs, an exit status for shells.
 
 use crate::config::{ConfigError, SecretError};
-use crate::ledger::LedgerError;
+use crate::ledger::{BackupError, LedgerError};
 use crate::server::ServeError;
 use crate::store::StoreError;
 
@@ -71,6 +71,19 @@ impl From<LedgerError> for Failure {
             LedgerError::NotWritten(_) => Failure::new("not_written", error.to_string()),
             LedgerError::Fenced => Failure::new("fenced", error.to_string()),
             LedgerError::InUse(_) => Failure::new("in_use", error.to_string()),
+        }
+    }
+}
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Failure {
+        match error {
+            BackupError::Store(error) => error.into(),
+            BackupError::Ledger(error) => error.into(),
+            BackupError::File { .. } => Failure::new("file", error.to_string()),
+            BackupError::Damaged { .. } => Failure::new("damaged", error.to_string()),
+            BackupError::InUse(_) => Failure::new("in_use", error.to_string()),
+            BackupError::Loss(_) => Failure::new("loss", error.to_string()),
         }
     }
 }

@@ -31,7 +31,7 @@ impl Ledger {
 impl Audit {
     async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
         let Audit {} = self;
-        let report = ledger::audit(&books.store, &books.config.journal.dir).await?;
+        let report = ledger::audit(&books.store, &books.config.journal.dir, &books.clock).await?;
         Ok(Report::new(&report, people(&report))?.good(report.ok))
     }
 }

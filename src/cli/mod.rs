@@ -6,6 +6,7 @@
 //! A file for each noun has its arguments, what is done with them, and what is said of it.
 
 mod account;
+mod backup;
 mod check;
 mod credit;
 mod failure;
@@ -69,6 +70,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Restore(backup::Restore),
     #[command(flatten)]
     OnBooks(OnBooks),
     Man(manual::Man),
@@ -91,6 +93,7 @@ enum OnBooks {
     Usage(usage::UsageQuery),
     #[command(subcommand)]
     Ledger(ledger::Ledger),
+    Backup(backup::Backup),
 }
 
 /// What a command works with.
@@ -115,6 +118,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn execute(cli: Cli) -> Result<Report, Failure> {
     match cli.command {
         Command::Serve(serve) => serve.run(cli.config),
+        Command::Restore(restore) => restore.run(&Config::load(cli.config.as_deref())?),
         Command::Man(man) => man.run(Cli::command()),
         Command::Completions(completions) => completions.run(Cli::command()),
         Command::OnBooks(OnBooks::Check(check)) => {
@@ -127,17 +131,22 @@ fn execute(cli: Cli) -> Result<Report, Failure> {
 
 /// Opens the books, works on them, and closes them, on this thread.
 fn on_books(config: &Config, command: OnBooks) -> Result<Report, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new("system", error.to_string()))?;
-    runtime.block_on(async {
+    block_on(async {
         let store = Store::open(&config.store.url, Opened::ByCommand).await?;
         let books = Books { config, store, clock: Clock::system() };
         let result = command.run(&books).await;
         books.store.close().await;
         result
-    })
+    })?
+}
+
+/// Runs it to its end on this thread.
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("system", error.to_string()))?;
+    Ok(runtime.block_on(work))
 }
 
 impl OnBooks {
@@ -151,6 +160,7 @@ impl OnBooks {
             OnBooks::Price(price) => price.run(books).await,
             OnBooks::Usage(usage) => usage.run(books).await,
             OnBooks::Ledger(ledger) => ledger.run(books).await,
+            OnBooks::Backup(backup) => backup.run(books).await,
         }
     }
 }
@@ -211,6 +221,8 @@ mod tests {
             "price list".to_owned(),
             "usage --account a@b --since 2030-01-01T00:00:00Z --limit 5".to_owned(),
             "ledger audit".to_owned(),
+            "backup d".to_owned(),
+            "restore d --accept-loss".to_owned(),
             "man d".to_owned(),
             "completions bash".to_owned(),
         ] {

@@ -22,6 +22,8 @@ const BODY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
 const BUFFER_BYTES: RangeInclusive<u64> = 1024..=1 << 40;
 /// From a mebibyte to a tebibyte.
 const JOURNAL_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 40;
+/// Up to a year.
+const KEEP_MS: RangeInclusive<u64> = 0..=365 * 86_400_000;
 const THREADS: RangeInclusive<u64> = 0..=1024;
 /// A limit of this size limits nothing.
 const LIMITS: RangeInclusive<u64> = 1..=1_000_000_000_000;
@@ -165,6 +167,12 @@ fn journal(table: &mut Table<'_>) -> Journal {
         max_bytes: table
             .optional("max_bytes", |value| value.integer(JOURNAL_BYTES))
             .unwrap_or(default.max_bytes),
+        keep_time: table
+            .optional("keep_ms", |value| value.integer(KEEP_MS).map(Duration::from_millis))
+            .unwrap_or(default.keep_time),
+        keep_bytes: table
+            .optional("keep_bytes", |value| value.integer(0..=1 << 40))
+            .unwrap_or(default.keep_bytes),
     }
 }
 

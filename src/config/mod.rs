@@ -136,6 +136,10 @@ pub struct Journal {
     pub durability: Durability,
     /// What one process's part of it may take on the disk, in bytes.
     pub max_bytes: u64,
+    /// How long it is kept once it is in the database.
+    pub keep_time: Duration,
+    /// And how much of it, in bytes.
+    pub keep_bytes: u64,
 }
 
 /// When a record of the journal counts as kept.
@@ -405,7 +409,13 @@ impl Default for Auth {
 
 impl Default for Journal {
     fn default() -> Self {
-        Journal { dir: "weir-data/journal".into(), durability: Durability::Group, max_bytes: 1 << 30 }
+        Journal {
+            dir: "weir-data/journal".into(),
+            durability: Durability::Group,
+            max_bytes: 1 << 30,
+            keep_time: Duration::from_secs(48 * 3_600),
+            keep_bytes: 4 << 30,
+        }
     }
 }
 

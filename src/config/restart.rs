@@ -49,10 +49,12 @@ impl Config {
         let Auth { pepper, service_tiers: _, max_failures_per_s: _, max_failures_per_s_per_address: _ } =
             &self.auth;
         keep(pepper, &mut next.auth.pepper, "[auth] pepper", &mut waiting);
-        let Journal { dir, durability, max_bytes } = &self.journal;
+        let Journal { dir, durability, max_bytes, keep_time, keep_bytes } = &self.journal;
         keep(dir, &mut next.journal.dir, "[journal] dir", &mut waiting);
         keep(durability, &mut next.journal.durability, "[journal] durability", &mut waiting);
         keep(max_bytes, &mut next.journal.max_bytes, "[journal] max_bytes", &mut waiting);
+        keep(keep_time, &mut next.journal.keep_time, "[journal] keep_ms", &mut waiting);
+        keep(keep_bytes, &mut next.journal.keep_bytes, "[journal] keep_bytes", &mut waiting);
         waiting
     }
 }

@@ -6,6 +6,7 @@
 use super::LedgerError;
 use super::host::JournalHome;
 use super::journal::{Directory, Record, scan};
+use crate::clock::Clock;
 use crate::money::{PICOS_PER_MICRO, Picos};
 use crate::store::{AccountBooks, LeaseBooks, SessionBooks, SessionState, Snapshot, Store};
 use serde::Serialize;
@@ -44,11 +45,11 @@ pub struct Finding {
 }
 
 /// Audits the books, and the journals of sessions that have died as far as the database does not have them.
-pub async fn audit(store: &Store, journal_dir: &Path) -> Result<AuditReport, LedgerError> {
+pub async fn audit(store: &Store, journal_dir: &Path, clock: &Clock) -> Result<AuditReport, LedgerError> {
     let snapshot = store.snapshot().await?;
     let mut report = examine(&snapshot);
     if journal_dir.is_dir() {
-        journals(journal_dir, &snapshot, &mut report)?;
+        journals(journal_dir, clock, &snapshot, &mut report)?;
     }
     report.ok = report.off.is_empty();
     Ok(report)
@@ -149,12 +150,19 @@ fn session_findings(books: &SessionBooks, leases: &[LeaseBooks]) -> Vec<Finding>
 }
 
 /// Sessions that have died and are not recovered: their journals must be readable, and what they hold is told.
-fn journals(dir: &Path, snapshot: &Snapshot, report: &mut AuditReport) -> Result<(), LedgerError> {
-    for orphan in JournalHome::open(dir)?.orphans()? {
+fn journals(
+    dir: &Path,
+    clock: &Clock,
+    snapshot: &Snapshot,
+    report: &mut AuditReport,
+) -> Result<(), LedgerError> {
+    for orphan in JournalHome::open(dir, clock.clone())?.orphans()? {
         let known = snapshot.sessions.iter().find(|books| books.session == orphan.session());
         let applied_seq = match known {
-            Some(books) if books.state != SessionState::Closed => books.applied_seq,
-            Some(_) | None => continue,
+            Some(books) if books.state == SessionState::Closed => continue,
+            Some(books) => books.applied_seq,
+            // It died before the database knew of it, or the database is one that was put back.
+            None => 0,
         };
         match scan(&Directory::new(orphan.path())) {
             Ok(scanned) => {

@@ -22,6 +22,11 @@ pub trait Database: Send + Sync {
     async fn collect_over(&self, session: SessionId, at: UnixMicros) -> Result<(), StoreError>;
     /// How a session is, and its watermark; `None` where it is not known.
     async fn session(&self, session: SessionId) -> Result<Option<(SessionState, u64)>, StoreError>;
+    /// Takes a session that is not known for one of the time after the backup from which the database was put back; `false` where it
+    /// cannot be one.
+    async fn adopt_session(&self, session: SessionId, at: UnixMicros) -> Result<bool, StoreError>;
+    /// Of when the backup is that the database was put back from; `None` where it never was.
+    async fn restored_from(&self) -> Result<Option<UnixMicros>, StoreError>;
     /// Whether the request has a row.
     async fn has_request(&self, request: RequestId) -> Result<bool, StoreError>;
     /// Ends a session and returns its leases.
@@ -56,6 +61,14 @@ impl Database for Store {
 
     async fn session(&self, session: SessionId) -> Result<Option<(SessionState, u64)>, StoreError> {
         Store::session(self, session).await
+    }
+
+    async fn adopt_session(&self, session: SessionId, at: UnixMicros) -> Result<bool, StoreError> {
+        Store::adopt_session(self, session, at).await
+    }
+
+    async fn restored_from(&self) -> Result<Option<UnixMicros>, StoreError> {
+        Store::restored_from(self).await
     }
 
     async fn has_request(&self, request: RequestId) -> Result<bool, StoreError> {

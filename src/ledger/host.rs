@@ -1,8 +1,12 @@
-//! The journals on this machine: a directory for each session, each under a lock that proves, when it can be taken, that its owner is dead.
+//! The journals on this machine: a directory for each session, each under a lock that proves, when it can be taken, that its owner is dead;
+//! and beside them what is kept of journals that are in the database.
 
 use super::LedgerError;
+use super::journal::{self, Directory};
+use super::kept::{self, KeepSettings, Kept, KeptStats};
+use crate::clock::Clock;
 use crate::ids::SessionId;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +16,15 @@ use std::str::FromStr;
 #[derive(Debug)]
 pub(super) struct JournalHome {
     path: PathBuf,
+    kept: Kept,
+    clock: Clock,
+}
+
+/// The home with nobody in it, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct AtRest {
+    _whole: File,
+    _orphans: Vec<SessionDirectory>,
 }
 
 /// One session's directory, locked for as long as this lives.
@@ -19,6 +32,8 @@ pub(super) struct JournalHome {
 pub(super) struct SessionDirectory {
     session: SessionId,
     path: PathBuf,
+    kept: Kept,
+    clock: Clock,
     _lock: File,
 }
 
@@ -34,8 +49,8 @@ pub(super) fn name() -> String {
 
 impl JournalHome {
     /// The home at this path, made for the owner alone where it is missing.
-    pub(super) fn open(path: &Path) -> Result<Self, LedgerError> {
-        let home = JournalHome { path: path.to_owned() };
+    pub(super) fn open(path: &Path, clock: Clock) -> Result<Self, LedgerError> {
+        let home = JournalHome { path: path.to_owned(), kept: Kept::beside(path), clock };
         make(path).map_err(|cause| home.failed(cause))?;
         Ok(home)
     }
@@ -52,30 +67,105 @@ impl JournalHome {
             Ok(lock)
         });
         let lock = begun.map_err(|cause| self.failed(cause))?;
-        Ok(SessionDirectory { session, path, _lock: lock })
+        Ok(self.directory(session, path, lock))
     }
 
     /// The directories of sessions whose owners are dead, now locked by us.
     pub(super) fn orphans(&self) -> Result<Vec<SessionDirectory>, LedgerError> {
-        let found = self.whole().and_then(|_whole| {
-            let mut orphans = Vec::new();
-            for entry in fs::read_dir(&self.path)? {
-                let path = entry?.path();
-                if path.extension().is_some_and(|end| end == DONE) {
-                    fs::remove_dir_all(&path)?;
-                    continue;
-                }
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let Ok(session) = SessionId::from_str(name) else { continue };
-                let lock = lock_file(&path)?;
-                if lock.try_lock().is_ok() {
-                    orphans.push(SessionDirectory { session, path, _lock: lock });
-                }
+        let found = self.whole().and_then(|_whole| self.look());
+        found.map(|(orphans, _)| orphans).map_err(|cause| self.failed(cause))
+    }
+
+    /// Keeps everybody out, where nobody is in. `Err` names a session whose process lives.
+    pub(super) fn rest(&self) -> Result<Result<AtRest, SessionId>, LedgerError> {
+        let found = self.whole().and_then(|whole| Ok((whole, self.look()?)));
+        let (whole, (orphans, live)) = found.map_err(|cause| self.failed(cause))?;
+        Ok(match live.first() {
+            Some(live) => Err(*live),
+            None => Ok(AtRest { _whole: whole, _orphans: orphans }),
+        })
+    }
+
+    /// Brings segments that are kept of a session back into its directory, from the one on that has what follows this number.
+    pub(super) fn bring_back(
+        &self,
+        _rest: &AtRest,
+        session: SessionId,
+        applied_seq: u64,
+    ) -> io::Result<usize> {
+        let mut segments = kept::segments(&self.kept.of(session))?;
+        let mut first_seqs = Vec::new();
+        for segment in &segments {
+            first_seqs.push(journal::first_seq(segment)?);
+        }
+        let is_before = |seq: &Option<u64>| seq.is_some_and(|seq| seq <= applied_seq + 1);
+        let needed = segments.split_off(first_seqs.iter().rposition(is_before).unwrap_or(0));
+        let into = self.path.join(session.to_string());
+        // The latest first: what is there is the end of the journal, whenever this is cut off, and the next try brings the rest.
+        for segment in needed.iter().rev() {
+            journal::keep(segment, &into, self.clock.wall())?;
+        }
+        File::open(&self.path)?.sync_all()?;
+        Ok(needed.len())
+    }
+
+    /// The number of the first record that is here of a session, kept or not.
+    pub(super) fn first_seq(&self, session: SessionId) -> io::Result<Option<u64>> {
+        let mut first = None;
+        for directory in [self.kept.of(session), self.path.join(session.to_string())] {
+            for segment in kept::segments(&directory)? {
+                let seq = journal::first_seq(&segment)?;
+                first = [first, seq].into_iter().flatten().min();
             }
-            orphans.sort_by_key(|orphan| orphan.session);
-            Ok(orphans)
-        });
-        found.map_err(|cause| self.failed(cause))
+        }
+        Ok(first)
+    }
+
+    /// Whether there is a place of the session, be there nothing in it.
+    pub(super) fn has(&self, session: SessionId) -> bool {
+        self.path.join(session.to_string()).is_dir() || self.kept.of(session).is_dir()
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is kept of journals that are in the database.
+    pub(super) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// Removes of that what is too old or too much.
+    pub(super) fn prune(&self, settings: KeepSettings) -> io::Result<KeptStats> {
+        let _whole = self.whole()?;
+        self.kept.prune(settings, self.clock.wall(), |session| self.path.join(session.to_string()).exists())
+    }
+
+    /// Orphans, and the sessions that live.
+    fn look(&self) -> io::Result<(Vec<SessionDirectory>, Vec<SessionId>)> {
+        let (mut orphans, mut live) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+            let Ok(session) = SessionId::from_str(name) else { continue };
+            if path.extension().is_some_and(|end| end == DONE) {
+                put_away(&self.kept, session, &path, &self.clock)?;
+                continue;
+            }
+            let lock = lock_file(&path)?;
+            match lock.try_lock() {
+                Ok(()) => orphans.push(self.directory(session, path, lock)),
+                Err(TryLockError::WouldBlock) => live.push(session),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+        orphans.sort_by_key(|orphan| orphan.session);
+        Ok((orphans, live))
+    }
+
+    fn directory(&self, session: SessionId, path: PathBuf, lock: File) -> SessionDirectory {
+        SessionDirectory { session, path, kept: self.kept.clone(), clock: self.clock.clone(), _lock: lock }
     }
 
     /// The sessions that have a directory here, dead or alive.
@@ -106,8 +196,13 @@ impl SessionDirectory {
         &self.path
     }
 
-    /// Removes the directory: everything in it is in the database. It goes at once, whenever the process is killed: half a journal would
-    /// be taken for a damaged one.
+    /// The directory for its journal; what that needs no more is kept.
+    pub(super) fn disk(&self) -> Directory {
+        Directory::keeping(&self.path, self.kept.of(self.session), self.clock.clone())
+    }
+
+    /// Removes the directory: everything in it is in the database, and kept for a while. It goes at once, whenever the process is killed:
+    /// half a journal would be taken for a damaged one.
     pub(super) fn remove(&self) -> io::Result<()> {
         let home = self.path.parent().unwrap_or(Path::new("."));
         let whole = lock_file(home)?;
@@ -115,8 +210,13 @@ impl SessionDirectory {
         let done = self.path.with_extension(DONE);
         fs::rename(&self.path, &done)?;
         File::open(home)?.sync_all()?;
-        fs::remove_dir_all(done)
+        put_away(&self.kept, self.session, &done, &self.clock)
     }
+}
+
+fn put_away(kept: &Kept, session: SessionId, done: &Path, clock: &Clock) -> io::Result<()> {
+    kept.take(session, done, clock.wall())?;
+    fs::remove_dir_all(done)
 }
 
 fn make(path: &Path) -> io::Result<()> {

@@ -5,6 +5,7 @@
 //! that is away, or a lost answer to a commit. Refuses to know: sockets, providers, who may ask.
 
 mod audit;
+mod backup;
 mod database;
 mod cell;
 mod claim;
@@ -12,25 +13,30 @@ mod grants;
 mod hold;
 mod host;
 pub mod journal;
+mod kept;
 mod leases;
 mod need;
 mod purse;
 mod recover;
 mod refund;
+mod restore;
 mod rows;
 mod spending;
 mod tend;
 mod writer;
 
 pub use audit::{AuditReport, Finding, audit, examine};
+pub use backup::{Backup, BackupError, Manifest, ManifestSession, backup};
 pub use cell::{Cell, Word};
 pub use claim::{Claim, Unclaimed};
 pub use database::Database;
 pub use hold::{End, Extending, Hold, HoldRequest, Settled, Synced};
 pub use journal::Durability;
+pub use kept::{KeepSettings, KeptStats};
 pub use need::Need;
 pub use recover::{Recovered, replay};
 pub use refund::{Refunded, refund};
+pub use restore::{Restore, Restored, restore};
 pub use writer::{WriteError, Written, write};
 
 use crate::clock::{Clock, UnixMicros};
@@ -39,7 +45,7 @@ use crate::ids::{AccountId, RequestId, SessionId};
 use crate::money::{Micros, Picos};
 use crate::store::{NewSession, SessionState, Store, StoreError};
 use host::{JournalHome, SessionDirectory};
-use journal::{Directory, Journal, JournalStats};
+use journal::{Journal, JournalStats};
 use leases::Leases;
 use purse::Purse;
 use spending::Spending;
@@ -63,6 +69,8 @@ pub struct JournalSettings {
     pub segment_bytes: u64,
     /// All segments of a session together.
     pub max_bytes: u64,
+    /// What is kept of all sessions, once it is in the database.
+    pub keep: KeepSettings,
 }
 
 /// Bounds of the books.
@@ -85,7 +93,8 @@ pub struct Settings {
 impl Settings {
     /// These, and defaults for the rest.
     pub fn new(dir: PathBuf, durability: Durability) -> Self {
-        let journal = JournalSettings { dir, durability, segment_bytes: 8 << 20, max_bytes: 1 << 30 };
+        let keep = KeepSettings { time: Duration::from_secs(48 * 3_600), bytes: 4 << 30 };
+        let journal = JournalSettings { dir, durability, segment_bytes: 8 << 20, max_bytes: 1 << 30, keep };
         Settings {
             journal,
             backlog_max: 200_000,
@@ -201,6 +210,8 @@ pub struct LedgerStats {
     pub is_fenced: bool,
     /// The journal.
     pub journal: JournalStats,
+    /// What is kept of journals that are in the database.
+    pub kept: KeptStats,
 }
 
 /// The books of this process. Cheap to clone.
@@ -241,6 +252,7 @@ struct Counts {
     sessions_recovered: AtomicU64,
     torn_bytes: AtomicU64,
     audit_drift: Mutex<Option<i64>>,
+    kept: Mutex<KeptStats>,
 }
 
 /// When the database last said that this session lives. Two clocks, since one of them stands still while the machine sleeps.
@@ -258,13 +270,13 @@ impl Ledger {
         clock: Clock,
         books: Handle,
     ) -> Result<Ledger, LedgerError> {
-        let home = JournalHome::open(&settings.journal.dir)?;
+        let home = JournalHome::open(&settings.journal.dir, clock.clone())?;
         let recovered = recover::orphans(&home, &store, &clock).await?;
         let session = SessionId::new();
         let directory = home.begin(session)?;
         let failed = |cause| LedgerError::Journal { dir: settings.journal.dir.display().to_string(), cause };
         let journal = Journal::start(
-            Directory::new(directory.path()),
+            directory.disk(),
             journal::Settings {
                 durability: settings.journal.durability,
                 segment_bytes: settings.journal.segment_bytes,
@@ -417,6 +429,7 @@ impl Ledger {
             over: Picos(counts.over_pico.load(Ordering::Relaxed)),
             sessions_recovered: load(&counts.sessions_recovered),
             torn_bytes: load(&counts.torn_bytes),
+            kept: *counts.kept.lock().unwrap_or_else(PoisonError::into_inner),
             audit_drift: *counts.audit_drift.lock().unwrap_or_else(PoisonError::into_inner),
             is_fenced: inner.heart.is_fenced.load(Ordering::Relaxed),
             journal: inner.journal.stats(),

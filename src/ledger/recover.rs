@@ -5,7 +5,7 @@
 
 use super::database::Database;
 use super::host::{JournalHome, SessionDirectory};
-use super::journal::{Directory, Progress, Record, Scanned, Sent, scan};
+use super::journal::{Progress, Record, Scanned, Sent, scan};
 use super::writer::{WriteError, write};
 use super::{LedgerError, rows};
 use crate::clock::Clock;
@@ -56,8 +56,7 @@ pub(super) async fn orphans(
 
 async fn session(orphan: &SessionDirectory, store: &Store, clock: &Clock) -> Result<Recovered, LedgerError> {
     let path = orphan.path().display().to_string();
-    let scanned = scan(&Directory::new(orphan.path()))
-        .map_err(|cause| LedgerError::Replay { path: path.clone(), cause })?;
+    let scanned = scan(&orphan.disk()).map_err(|cause| LedgerError::Replay { path: path.clone(), cause })?;
     let bytes = scanned.bytes;
     let recovered = replay(orphan.session(), scanned, store, clock).await?;
     orphan.remove().map_err(|cause| LedgerError::Journal { dir: path, cause })?;
@@ -79,18 +78,16 @@ pub async fn replay(
     database: &dyn Database,
     clock: &Clock,
 ) -> Result<Recovered, LedgerError> {
-    let Some((state, applied_seq)) = database.session(session).await? else {
-        // The process died before the database knew of its session: nothing was granted to it, so nothing was sent.
-        if let Some((seq, _)) = scanned.records.last() {
-            return Err(LedgerError::Store(StoreError::Refused(format!(
-                "the database does not know the session {session}, whose journal has {seq} records: is it another database, or an \
-                 older copy?"
-            ))));
-        }
-        return Ok(Recovered { torn_bytes: scanned.torn_bytes, ..Recovered::default() });
-    };
+    let nothing = Recovered { torn_bytes: scanned.torn_bytes, ..Recovered::default() };
+    let known = known(session, &scanned, database, clock).await?;
+    let Some((state, applied_seq)) = known else { return Ok(nothing) };
     if state == SessionState::Closed {
-        return Ok(Recovered { torn_bytes: scanned.torn_bytes, ..Recovered::default() });
+        return Ok(nothing);
+    }
+    if let Some((first, _)) = scanned.records.first()
+        && *first > applied_seq + 1
+    {
+        missing(session, applied_seq, *first, database).await?;
     }
     let mut found = Found::default();
     let last_seq = scanned.records.last().map_or(applied_seq, |(seq, _)| *seq).max(applied_seq);
@@ -114,6 +111,48 @@ pub async fn replay(
     }
     database.end_session(session, SessionState::Closed, applied_seq, clock.wall()).await?;
     Ok(recovered)
+}
+
+/// How the database has the session. `None` for one that it does not know and that did nothing.
+async fn known(
+    session: SessionId,
+    scanned: &Scanned,
+    database: &dyn Database,
+    clock: &Clock,
+) -> Result<Option<(SessionState, u64)>, LedgerError> {
+    if let Some(known) = database.session(session).await? {
+        return Ok(Some(known));
+    }
+    // The process died before the database knew of its session: nothing was granted to it, so nothing was sent.
+    let Some((seq, _)) = scanned.records.last() else { return Ok(None) };
+    if !database.adopt_session(session, clock.wall()).await? {
+        return Err(LedgerError::Store(StoreError::Refused(format!(
+            "the database does not know the session {session}, whose journal has {seq} records: is it another database, or an older \
+             copy? A copy is put in place with `weir restore`"
+        ))));
+    }
+    // It was granted credit by a database that is no more: here that did not happen, and what it cost is charged to the accounts.
+    tracing::warn!(session_id = %session, "a session of the time after the backup is charged by its journal");
+    Ok(database.session(session).await?)
+}
+
+/// A segment is removed only once its records are in the database. Where they are in neither, it is an older copy of the database.
+async fn missing(
+    session: SessionId,
+    applied_seq: u64,
+    first_seq: u64,
+    database: &dyn Database,
+) -> Result<(), LedgerError> {
+    let what = format!("the records {} to {} of session {session}", applied_seq + 1, first_seq - 1);
+    if database.restored_from().await?.is_none() {
+        return Err(LedgerError::Store(StoreError::Refused(format!(
+            "{what} are neither in the database nor in its journal: is the database an older copy? A copy is put in place with \
+             `weir restore`"
+        ))));
+    }
+    // Whoever put it back was told, and wanted it all the same.
+    tracing::error!("{what} are lost: they were no longer kept when the database was put back");
+    Ok(())
 }
 
 fn unwritten(error: WriteError) -> LedgerError {

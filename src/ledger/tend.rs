@@ -23,6 +23,8 @@ const IDLE_EVERY: Duration = Duration::from_secs(30);
 const AUDIT_EVERY: Duration = Duration::from_secs(3_600);
 /// Between two removals of what has served its time.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// Between two looks at what is kept of journals: so much may come beyond the bound.
+const PRUNE_EVERY: Duration = Duration::from_secs(30);
 const FIRST_AUDIT: Duration = Duration::from_secs(60);
 
 impl Inner {
@@ -38,6 +40,7 @@ impl Inner {
         start(Box::pin(audit_at_times(Arc::clone(self))));
         start(Box::pin(spending::follow(Arc::clone(self))));
         start(Box::pin(sweep(Arc::clone(self))));
+        start(Box::pin(prune(Arc::clone(self))));
     }
 
     /// A few beats fit into the time for which a silent database is borne.
@@ -183,7 +186,7 @@ async fn audit_at_times(inner: Arc<Inner>) {
     loop {
         tokio::time::sleep(wait).await;
         wait = AUDIT_EVERY;
-        match audit(&inner.store, &inner.settings.journal.dir).await {
+        match audit(&inner.store, &inner.settings.journal.dir, &inner.clock).await {
             Ok(report) => {
                 *inner.counts.audit_drift.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(report.drift_pico_usd);
@@ -205,5 +208,18 @@ async fn sweep(inner: Arc<Inner>) {
         if let Err(error) = claims.and(inner.store.sweep_key_spend(now).await) {
             tracing::warn!(%error, "old idempotency keys and key totals are not removed yet");
         }
+    }
+}
+
+/// Removes what is kept of journals for too long.
+async fn prune(inner: Arc<Inner>) {
+    loop {
+        let own = Arc::clone(&inner);
+        let pruned = tokio::task::spawn_blocking(move || own.home.prune(own.settings.journal.keep)).await;
+        match pruned.map_err(std::io::Error::other).flatten() {
+            Ok(stats) => *inner.counts.kept.lock().unwrap_or_else(PoisonError::into_inner) = stats,
+            Err(error) => tracing::warn!(%error, "what is kept of journals is not tidied yet"),
+        }
+        tokio::time::sleep(PRUNE_EVERY).await;
     }
 }

@@ -34,6 +34,7 @@ pub enum Level {
     LedgerWriterLagSeconds,
     LedgerJournalBytes,
     LedgerJournalLimitBytes,
+    LedgerJournalKeptBytes,
     LedgerJournalFailed,
     LedgerBatches,
     LedgerBatchFailures,
@@ -66,7 +67,7 @@ enum Slot {
 }
 
 /// Name and help of each level. A name in `_total` is a counter, any other a gauge.
-const DECLARED: [(Level, &str, &str); 49] = [
+const DECLARED: [(Level, &str, &str); 50] = [
     (Level::Ready, "weir_ready", "1 while every listener accepts requests, else 0."),
     (Level::ConfigReloads, "weir_config_reloads_total", "Times that the configuration was read again."),
     (
@@ -154,6 +155,11 @@ const DECLARED: [(Level, &str, &str); 49] = [
         Level::LedgerJournalLimitBytes,
         "weir_ledger_journal_limit_bytes",
         "Bytes that the journal may take; beyond it nothing new is admitted.",
+    ),
+    (
+        Level::LedgerJournalKeptBytes,
+        "weir_ledger_journal_kept_bytes",
+        "Bytes of journals that are in the database and kept for a restore, of all processes of this machine.",
     ),
     (Level::LedgerJournalFailed, "weir_ledger_journal_failed", "1 once the journal could not be written."),
     (Level::LedgerBatches, "weir_ledger_batches_total", "Batches written to the database."),

@@ -122,6 +122,7 @@ impl Sources {
             (Level::LedgerJournalLimitBytes, self.journal_max as f64),
             (Level::LedgerWriterLagSeconds, stats.writer_lag.as_secs_f64()),
             (Level::LedgerJournalBytes, stats.journal.bytes as f64),
+            (Level::LedgerJournalKeptBytes, stats.kept.bytes as f64),
             (Level::LedgerJournalFailed, flag(stats.journal.is_failed)),
             (Level::LedgerBatches, stats.batches as f64),
             (Level::LedgerBatchFailures, stats.batch_failures as f64),

@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, LogLevel, Routing};
 use crate::control::log;
 use crate::feed;
-use crate::ledger::{self, Durability};
+use crate::ledger::{self, Durability, KeepSettings};
 use crate::price;
 use crate::relay::head::MAX_HEAD_BYTES;
 use crate::relay::{DrainSettings, HeadLimits};
@@ -56,6 +56,7 @@ pub(super) fn ledger(config: &Config) -> ledger::Settings {
     settings.max_stale = config.server.max_stale;
     settings.max_stream_time = config.server.max_stream_time;
     settings.journal.max_bytes = config.journal.max_bytes;
+    settings.journal.keep = KeepSettings { time: config.journal.keep_time, bytes: config.journal.keep_bytes };
     settings.journal.segment_bytes =
         (config.journal.max_bytes / SEGMENTS).min(settings.journal.segment_bytes);
     settings

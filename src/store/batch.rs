@@ -12,7 +12,7 @@ use crate::ids::{AccountId, KeyId, ModelName, ProviderName, RequestId, SessionId
 use crate::money::{Micros, Picos};
 use crate::usage::{Outcome, Usage, UsageSource};
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, Transaction};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 /// One settled request.
@@ -96,6 +96,7 @@ impl Store {
                 Err(applied_seq) => return Ok(Err(applied_seq)),
             };
             let rows = late(batch.rows, state);
+            know_accounts(tx, &rows, state, at).await?;
             insert(tx, batch.session, &rows).await?;
             charge_leases(tx, batch.session, &rows).await?;
             key_spend::note(tx, batch.session, &rows).await?;
@@ -126,6 +127,7 @@ impl Store {
                 Err(applied_seq) => return Ok(Err(applied_seq)),
             };
             let rows = late(batch.rows, state);
+            know_accounts(tx, &rows, state, at).await?;
             for row in &rows {
                 sqlx::query(
                         "INSERT INTO quarantine (session_id, seq, request_id, account_id, cost_pico, over_pico, record, error, \
@@ -220,6 +222,36 @@ fn late(rows: &[RequestRow], state: SessionState) -> Vec<RequestRow> {
         SessionState::Closed | SessionState::Lost => row.cost,
     };
     rows.iter().map(|row| RequestRow { over: over(row), ..row.clone() }).collect()
+}
+
+/// An account that was made after the backup from which this database was put back is not known here. What its requests cost is owed by one
+/// of its identity, which may not ask for more until a person has looked at it.
+async fn know_accounts(
+    tx: &mut Transaction<'static, Sqlite>,
+    rows: &[RequestRow],
+    state: SessionState,
+    at: UnixMicros,
+) -> Result<(), StoreError> {
+    if state == SessionState::Live {
+        return Ok(());
+    }
+    let accounts: BTreeSet<AccountId> = rows.iter().map(|row| row.account).collect();
+    for account in accounts {
+        let made = sqlx::query(
+            "INSERT INTO account (id, email, status, status_reason, created_at) VALUES (?, ?, 'suspended', ?, ?) \
+             ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(account.as_bytes())
+        .bind(format!("restored-{account}@weir.invalid"))
+        .bind("made after the backup that was restored; known from the journal alone")
+        .bind(at.0)
+        .execute(&mut **tx)
+        .await?;
+        if made.rows_affected() > 0 {
+            tracing::warn!(account_id = %account, "an account is known from the journal alone; it is suspended");
+        }
+    }
+    Ok(())
 }
 
 async fn insert(

@@ -26,7 +26,7 @@ pub struct Store {
     write: SqlitePool,
     /// The batched writer's own, so that a slow batch delays no grant here.
     batch: SqlitePool,
-    read: SqlitePool,
+    pub(super) read: SqlitePool,
 }
 
 /// How long the batched writer waits for the write lock before it tries again.
@@ -39,6 +39,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "books", include_str!("../../migrations/sqlite/0001_books.sql")),
     (2, "frozen_until", include_str!("../../migrations/sqlite/0002_frozen_until.sql")),
     (3, "key_policy", include_str!("../../migrations/sqlite/0003_key_policy.sql")),
+    (4, "restore", include_str!("../../migrations/sqlite/0004_restore.sql")),
 ];
 
 impl Store {
@@ -131,7 +132,7 @@ pub(super) async fn commit<T>(
     Ok(result)
 }
 
-fn path_of(url: &str) -> Result<PathBuf, StoreError> {
+pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     let path = url.strip_prefix("sqlite:").map(|rest| rest.strip_prefix("//").unwrap_or(rest));
     match path {
         Some(path) if !path.is_empty() && !path.starts_with(':') => Ok(PathBuf::from(path)),

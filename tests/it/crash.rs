@@ -10,6 +10,7 @@ mod disk;
 mod kills;
 mod pairs;
 mod refunds;
+mod restored;
 mod sibling;
 mod witness;
 

@@ -24,6 +24,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("sudo ", "changes the machine"),
     ("curl https://", "needs the network"),
     ("export OPENAI_API_KEY", "the session has no account at a real provider"),
+    ("weir restore", "the gateway of the session runs; the tests of `crash::restored` do it"),
     ("weir --config weir.toml serve", "its addresses are those of the gateway that runs already"),
 ];
 

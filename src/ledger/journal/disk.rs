@@ -1,10 +1,12 @@
 //! The directory of a session's journal, as far as the journal needs it: a seam, so that a simulated disk can forget, tear and fail.
 
-use std::fs::{self, File, OpenOptions};
+use crate::clock::{Clock, UnixMicros};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// A directory of segments.
 pub trait Disk: Send + Sync + 'static {
@@ -14,7 +16,7 @@ pub trait Disk: Send + Sync + 'static {
     fn create(&self, name: &str, size_bytes: u64, head: &[u8]) -> io::Result<Arc<dyn Segment>>;
     /// A file's bytes.
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
-    /// Takes a file away. That is on the disk, too, when it returns.
+    /// Takes a file away, its records being in the database. That is on the disk, too, when it returns.
     fn remove(&self, name: &str) -> io::Result<()>;
 }
 
@@ -28,7 +30,10 @@ pub trait Segment: Send + Sync {
 
 /// A real directory.
 #[derive(Clone, Debug)]
-pub struct Directory(PathBuf);
+pub struct Directory {
+    path: PathBuf,
+    kept: Option<(PathBuf, Clock)>,
+}
 
 /// Zeros are written in pieces of this size.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -36,14 +41,19 @@ const ZEROS_BYTES: usize = 1 << 20;
 impl Directory {
     /// The directory at this path, which must exist.
     pub fn new(path: &Path) -> Self {
-        Directory(path.to_owned())
+        Directory { path: path.to_owned(), kept: None }
+    }
+
+    /// The same; what is taken away goes to that directory, which is made when it is needed.
+    pub fn keeping(path: &Path, kept: PathBuf, clock: Clock) -> Self {
+        Directory { path: path.to_owned(), kept: Some((kept, clock)) }
     }
 }
 
 impl Disk for Directory {
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.0)? {
+        for entry in fs::read_dir(&self.path)? {
             if let Ok(name) = entry?.file_name().into_string() {
                 names.push(name);
             }
@@ -52,9 +62,9 @@ impl Disk for Directory {
     }
 
     fn create(&self, name: &str, size_bytes: u64, head: &[u8]) -> io::Result<Arc<dyn Segment>> {
-        let path = self.0.join(name);
+        let path = self.path.join(name);
         let made = zeroed(&path, size_bytes, head).and_then(|file| {
-            File::open(&self.0)?.sync_all()?;
+            File::open(&self.path)?.sync_all()?;
             Ok(file)
         });
         if made.is_err() {
@@ -65,13 +75,32 @@ impl Disk for Directory {
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        fs::read(self.0.join(name))
+        fs::read(self.path.join(name))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.0.join(name))?;
-        File::open(&self.0)?.sync_all()
+        let file = self.path.join(name);
+        match &self.kept {
+            Some((kept, clock)) => keep(&file, kept, clock.wall())?,
+            None => fs::remove_file(file)?,
+        }
+        File::open(&self.path)?.sync_all()
     }
+}
+
+/// Moves a segment to another directory of the same disk, and notes in its time of change when that was. One that is there already has
+/// been moved before.
+pub(in crate::ledger) fn keep(file: &Path, into: &Path, at: UnixMicros) -> io::Result<()> {
+    let Some(name) = file.file_name() else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let target = into.join(name);
+    if !file.exists() && target.exists() {
+        return Ok(());
+    }
+    let at = UNIX_EPOCH + Duration::from_micros(u64::try_from(at.0).unwrap_or(0));
+    OpenOptions::new().write(true).open(file)?.set_modified(at)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(into)?;
+    fs::rename(file, target)?;
+    File::open(into)?.sync_all()
 }
 
 fn zeroed(path: &Path, size_bytes: u64, head: &[u8]) -> io::Result<File> {

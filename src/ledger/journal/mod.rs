@@ -15,8 +15,10 @@ mod state;
 mod threads;
 mod unsynced;
 
+pub(super) use disk::keep;
 pub use disk::{Directory, Disk, Segment};
 pub use record::{Progress, Record, Sent, Settle};
+pub(super) use scan::{SEGMENT_EXTENSION, first_seq, trim};
 pub use scan::{ScanError, Scanned, scan};
 
 use state::State;

@@ -4,8 +4,10 @@
 //! file and offset. Refuses to know: what is done with the records.
 
 use super::disk::Disk;
-use super::record::{FRAME_HEAD_BYTES, Frame, Record, read_frame};
-use std::io;
+use super::record::{BODY_MAX_BYTES, FRAME_HEAD_BYTES, Frame, Record, read_frame};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
 /// The head of a segment: magic, format, salt, and the CRC32C of those. On the disk before the segment is used.
 pub(super) const HEAD_BYTES: usize = 32;
@@ -54,7 +56,34 @@ pub(super) fn head(salt: u64) -> [u8; HEAD_BYTES] {
 
 /// The name of a segment. Names sort in the order of use.
 pub(super) fn name(number: u64) -> String {
-    format!("{number:016}.journal")
+    format!("{number:016}.{SEGMENT_EXTENSION}")
+}
+
+/// Ends the name of a segment.
+pub(in crate::ledger) const SEGMENT_EXTENSION: &str = "journal";
+
+/// The number of the first record of a segment's file; `None` where that cannot be read.
+pub(in crate::ledger) fn first_seq(file: &Path) -> io::Result<Option<u64>> {
+    let mut bytes = Vec::new();
+    File::open(file)?
+        .take((HEAD_BYTES + FRAME_HEAD_BYTES + BODY_MAX_BYTES) as u64)
+        .read_to_end(&mut bytes)?;
+    let part = Part::open(file.display().to_string(), bytes).ok().flatten();
+    Ok(part.and_then(|part| part.first_seq()))
+}
+
+/// Cuts off what nothing was written to, and tells whether anything is left: `false` for a segment that was made ahead of need and never
+/// used.
+pub(in crate::ledger) fn trim(file: &Path) -> io::Result<bool> {
+    let bytes = std::fs::read(file)?;
+    let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    if written <= HEAD_BYTES {
+        return Ok(false);
+    }
+    // A record may end in zeros.
+    let end = (written + FRAME_HEAD_BYTES + BODY_MAX_BYTES).min(bytes.len());
+    File::options().write(true).open(file)?.set_len(end as u64)?;
+    Ok(true)
 }
 
 /// Reads every segment of a journal.
@@ -62,7 +91,8 @@ pub(super) fn name(number: u64) -> String {
 /// A number is given to one record, once: a record that is whole and has the next number is the next one, in whatever segment it stands.
 /// Where a file failed, what was not known to be on the disk was written again to a later one, which so overlaps it.
 pub fn scan(disk: &dyn Disk) -> Result<Scanned, ScanError> {
-    let mut names: Vec<String> = disk.list()?.into_iter().filter(|name| name.ends_with(".journal")).collect();
+    let mut names: Vec<String> =
+        disk.list()?.into_iter().filter(|name| name.ends_with(SEGMENT_EXTENSION)).collect();
     names.sort();
     let mut reading = Reading { is_whole: names.first() == Some(&name(1)), ..Reading::default() };
     for file in names {

@@ -231,6 +231,16 @@ impl Database for SimDatabase {
         answered(&answer, tables.sessions.get(&session).map(|row| (row.state, row.applied_seq)))
     }
 
+    async fn adopt_session(&self, session: SessionId, _at: UnixMicros) -> Result<bool, StoreError> {
+        panic!("{session} is not known, and nothing was put back")
+    }
+
+    async fn restored_from(&self) -> Result<Option<UnixMicros>, StoreError> {
+        let mut tables = self.tables();
+        let answer = tables.answer()?;
+        answered(&answer, None)
+    }
+
     async fn has_request(&self, request: RequestId) -> Result<bool, StoreError> {
         let mut tables = self.tables();
         let answer = tables.answer()?;
