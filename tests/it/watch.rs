@@ -1,6 +1,9 @@
 //! What operators watch: metrics as Prometheus wants them, rules that fire, dashboards whose every query is answered.
 
 mod catalogue;
+mod dashboard;
+mod prometheus;
+mod rules;
 mod tools;
 mod traffic;
 
@@ -48,19 +51,21 @@ fn promtool_has_nothing_to_say_of_the_metrics_of_a_gateway_under_traffic() {
 fn nothing_that_a_client_sends_becomes_a_label() {
     let scene = traffic::Scene::start();
     let gateway = &scene.gateway;
-    let series = |gateway: &crate::support::Gateway| gateway.metrics().lines().count();
     gateway.chat_bytes(r#"{"model": "made-up-0", "messages": []}"#);
     gateway.ask(&Request::post("/v1/made-up", "{}").key(&gateway.account.key));
-    let before = series(gateway);
+    let before = scene.counted().lines().count();
     for turn in 0..50 {
         gateway.chat_bytes(format!(r#"{{"model": "made-up-{turn}", "messages": []}}"#));
         let path = format!("/v1/made-up-{turn}");
         gateway.ask(&Request::post(&path, "{}").key(&gateway.account.key).header("x-request-id", "made-up"));
         gateway.ask(&Request::post("/v1/chat/completions", "{}").key(&format!("sk-weir-made-up-{turn}")));
     }
-    let metrics = gateway.metrics();
+    let metrics = scene.counted();
     assert!(!metrics.contains("made-up"), "{metrics}");
-    assert!(series(gateway) <= before + 1, "one series more at most, for the key that is none: {metrics}");
+    assert!(
+        metrics.lines().count() <= before + 1,
+        "one series more at most, for the key that is none: {metrics}"
+    );
 }
 
 /// The text of `/metrics` and how long it took.

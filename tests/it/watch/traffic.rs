@@ -29,12 +29,14 @@ impl Scene {
             .provider("main", &main)
             .provider("spare", &spare)
             .provider("broken", &broken)
+            .provider_at("broken-too", broken.address(), "")
+            .provider_at("broken-as-well", broken.address(), "")
             .model_in_order("tiny", &["spare", "main"])
             .model("rich", &[("main", 1)])
-            .model("dear", &[("broken", 1)])
+            .model_in_order("dear", &["broken", "broken-too", "broken-as-well"])
             .model("embed", &[("main", 1)])
             .lines("[[tier]]\nname = \"narrow\"\nrequests_per_minute = 1\n")
-            .lines("[routing]\ncircuit_open_ms = 600000\ncircuit_open_max_ms = 600000\n")
+            .lines("[routing]\nattempts_max = 2\ncircuit_open_ms = 600000\ncircuit_open_max_ms = 600000\n")
             .lines(lines)
             .start();
         let narrow = gateway.new_account_in(Some("narrow"), "1");
@@ -47,12 +49,18 @@ impl Scene {
         self.good();
         self.failing();
         self.refused();
+        self.counted();
+    }
+
+    /// Waits until every request is counted, and gives the metrics.
+    pub(super) fn counted(&self) -> String {
         wait_for("every request to be counted", Duration::from_secs(2), || {
             let metrics = self.gateway.metrics();
-            (metrics.contains("weir_requests_in_flight 0\n")
-                && metrics.contains("weir_ledger_open_holds 0\n"))
-            .then_some(())
-        });
+            let is_done = ["weir_requests_in_flight 0\n", "weir_ledger_open_holds 0\n"]
+                .iter()
+                .all(|line| metrics.contains(line));
+            is_done.then_some(metrics)
+        })
     }
 
     /// Answers whole and streamed, with cached and reasoned tokens, one above its hold, embeddings.
@@ -63,10 +71,13 @@ impl Scene {
             gateway.hello_stream().ok();
         }
         let mut detailed = usage(2_000, 40);
-        detailed["prompt_tokens_details"] = json!({"cached_tokens": 1_500});
+        detailed["prompt_tokens_details"] = json!({"cached_tokens": 1_500, "audio_tokens": 7});
         detailed["completion_tokens_details"] = json!({"reasoning_tokens": 30});
-        self.main.next(Answer::json(200, &chat("Thought about it", &detailed)));
-        gateway.chat(&of("rich", &hello())).ok();
+        // Neither has a price for audio.
+        for (model, provider) in [("rich", &self.main), ("tiny", &self.spare)] {
+            provider.next(Answer::json(200, &chat("Thought about it", &detailed)));
+            gateway.chat(&of(model, &hello())).ok();
+        }
         gateway.post("/v1/embeddings", &json!({"model": "embed", "input": "Hello"})).ok();
         gateway.ask(&Request::get("/v1/models").key(&gateway.account.key)).ok();
     }
@@ -78,7 +89,8 @@ impl Scene {
             self.spare.next(Answer::json(503, &json!({"error": {"message": "not now"}})));
             gateway.hello().ok();
         }
-        for _ in 0..3 {
+        // Two of its three routes are tried, so that the limit on attempts denies the third.
+        for _ in 0..6 {
             assert_eq!(gateway.chat(&of("dear", &hello())).status, 502);
         }
         self.main.next(Answer::stream().event(&chunk("a")).close());
@@ -89,7 +101,8 @@ impl Scene {
         drop(connection);
         // More than the account has: the rest is owed.
         self.main.next(Answer::json(200, &chat("A long one", &usage(12, 50_000))));
-        gateway.ask(&chat_of(&self.poor, &of("rich", &hello()))).ok();
+        let reply = gateway.ask(&chat_of(&self.poor, &of("rich", &hello())));
+        assert!([200, 402].contains(&reply.status), "{}", reply.text());
         assert!(self.broken.count() > 0);
     }
 
