@@ -5,6 +5,7 @@
 //!
 //! Our own names begin in `weir_`; the four `gen_ai_*` histograms are those of the Envoy AI Gateway, with its buckets.
 
+mod certificates;
 mod families;
 mod levels;
 mod process;
@@ -20,6 +21,7 @@ use crate::openai::Endpoint;
 use crate::refusal::{Kind, Limit};
 use crate::usage::{Outcome, Usage, UsageSource};
 use arc_swap::ArcSwap;
+use certificates::Certificates;
 use families::Families;
 use levels::Levels;
 use prometheus::{Registry, TextEncoder};
@@ -38,6 +40,7 @@ struct Inner {
     families: Families,
     levels: Levels,
     routes: Routes,
+    certificates: Certificates,
     /// As many as there are combinations of endpoint, model and provider that were asked for; read without a lock.
     series: ArcSwap<HashMap<Key, Arc<Series>>>,
 }
@@ -121,7 +124,9 @@ impl Metrics {
         let families = Families::new(&registry).map_err(BadMetric)?;
         let levels = Levels::new(&registry).map_err(BadMetric)?;
         let routes = Routes::new(&registry).map_err(BadMetric)?;
-        Ok(Metrics(Arc::new(Inner { registry, families, levels, routes, series: ArcSwap::default() })))
+        let certificates = Certificates::new(&registry).map_err(BadMetric)?;
+        let series = ArcSwap::default();
+        Ok(Metrics(Arc::new(Inner { registry, families, levels, routes, certificates, series })))
     }
 
     /// Counts a request that has ended.
@@ -147,6 +152,11 @@ impl Metrics {
     /// Counts one more of what is a total.
     pub fn add(&self, level: Level) {
         self.0.levels.add(level);
+    }
+
+    /// Notes when each certificate ends, in seconds since 1970; those that are not among them are forgotten.
+    pub fn set_certificates<'a>(&self, expiries: impl Iterator<Item = (&'a str, i64)>) {
+        self.0.certificates.set(expiries);
     }
 
     /// Everything in the Prometheus text format, with what the kernel says of the process.

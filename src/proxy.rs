@@ -36,6 +36,7 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -302,10 +303,12 @@ impl Proxy {
     async fn receive(&self, rules: &Rules, session: &mut Session, ctx: &mut Ctx) -> Asked<Received> {
         relay::head::check(session)?;
         ctx.trace.arrived(session);
-        self.guard.arrived(&rules.guard, client::address(session))?;
+        let address = client::address(session, &rules.settings.forwarders);
+        rules.origins.may_come(address)?;
+        self.guard.arrived(&rules.guard, address)?;
         let path = session.req_header().uri.path().to_owned();
         let target = target(&path, &session.req_header().method)?;
-        let caller = self.authenticate(rules, session).await?;
+        let caller = self.authenticate(rules, session, address).await?;
         ctx.trace.caller(&caller, self.admitter.standing(&rules.terms, &caller));
         match target {
             Target::Generate(endpoint) => {
@@ -316,7 +319,12 @@ impl Proxy {
         }
     }
 
-    async fn authenticate(&self, rules: &Rules, session: &Session) -> Judged<Caller> {
+    async fn authenticate(
+        &self,
+        rules: &Rules,
+        session: &Session,
+        address: Option<IpAddr>,
+    ) -> Judged<Caller> {
         let mut all =
             session.req_header().headers.get_all(AUTHORIZATION).iter().map(|value| value.as_bytes());
         let authorization = all.next();
@@ -328,10 +336,10 @@ impl Proxy {
         }
         match self.authenticator.authenticate(authorization).await {
             Err(refused) if refused.kind == Kind::InvalidApiKey => {
-                self.guard.failed(&rules.guard, client::address(session)).and(Err(refused))
+                self.guard.failed(&rules.guard, address).and(Err(refused))
             }
             other => other.and_then(|caller| {
-                caller.may_come_from(client::address(session))?;
+                caller.may_come_from(address)?;
                 Ok(caller)
             }),
         }

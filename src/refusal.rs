@@ -27,6 +27,7 @@ pub enum Kind {
     AccountSuspended,
     ModelNotAllowed,
     AddressNotAllowed,
+    UnsupportedCountry,
     ModelNotFound,
     UnknownUrl,
     MethodNotAllowed,
@@ -58,7 +59,7 @@ pub struct Wire {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 29] = [
+    pub const ALL: [Kind; 30] = [
         Kind::InvalidJson,
         Kind::DuplicateKey,
         Kind::TooDeep,
@@ -74,6 +75,7 @@ impl Kind {
         Kind::AccountSuspended,
         Kind::ModelNotAllowed,
         Kind::AddressNotAllowed,
+        Kind::UnsupportedCountry,
         Kind::ModelNotFound,
         Kind::UnknownUrl,
         Kind::MethodNotAllowed,
@@ -112,6 +114,7 @@ impl Kind {
             Kind::AccountSuspended => (403, INVALID, Some("account_suspended"), NO),
             Kind::ModelNotAllowed => (403, INVALID, Some("model_not_allowed"), NO),
             Kind::AddressNotAllowed => (403, INVALID, Some("address_not_allowed"), NO),
+            Kind::UnsupportedCountry => (403, INVALID, Some("unsupported_country_region_territory"), NO),
             Kind::ModelNotFound => (404, INVALID, Some("model_not_found"), NO),
             Kind::UnknownUrl => (404, INVALID, Some("unknown_url"), NO),
             Kind::MethodNotAllowed => (405, INVALID, Some("method_not_allowed"), NO),

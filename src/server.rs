@@ -5,6 +5,7 @@
 
 mod accept;
 mod demonstration;
+mod files;
 mod gauges;
 mod greeting;
 mod listen;
@@ -13,6 +14,7 @@ mod rules;
 mod settings;
 mod stop;
 mod tasks;
+mod tls;
 
 use crate::admit::{Admitter, Guard};
 use crate::authenticate::Authenticator;
@@ -30,6 +32,7 @@ use crate::store::{Opened, Store, StoreError};
 use accept::Connections;
 use arc_swap::ArcSwap;
 use demonstration::Demonstration;
+use files::Files;
 use gauges::{Gauges, Sources};
 use listen::{Listening, Running};
 use reload::{HangUps, Reload, Stopping};
@@ -39,6 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use stop::{Signals, Stop};
+use tls::Certificates;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 
@@ -62,6 +66,9 @@ pub enum ServeError {
     /// A secret that the configuration names.
     #[error("{0}")]
     Secret(String),
+    /// A file that the configuration names: a certificate, or the countries.
+    #[error("{0}")]
+    Files(String),
     /// The system refused a thread, a runtime or a signal handler.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -73,6 +80,15 @@ const CURFEW_MAX: Duration = Duration::from_secs(1);
 const DROP_MAX: Duration = Duration::from_secs(2);
 /// How long work of the books that nobody waits for any more may take to be dropped.
 const BOOKS_STOP_MAX: Duration = Duration::from_secs(1);
+
+/// Reads the files that a configuration names, as a start would.
+///
+/// # Errors
+///
+/// The first that cannot be used.
+pub fn check(config: &Config) -> Result<(), ServeError> {
+    Files::read(config).map(|_| ()).map_err(ServeError::Files)
+}
 
 /// Runs until SIGTERM, SIGINT, or a failure to start.
 ///
@@ -102,7 +118,9 @@ fn serve(
         (Signals::install()?, HangUps::install()?)
     };
     let config = &loaded.config.clone();
-    let listening = Listening::claim(&config.server.listen)?;
+    let Files { certificates, origins } = Files::read(config).map_err(ServeError::Files)?;
+    let certificates = Arc::new(Certificates::new(certificates));
+    let listening = Listening::claim(&config.server.listen, &config.tls.listen)?;
     let admin_listener = {
         let _on_books = books.enter();
         TcpListener::from_std(listen::bind(&config.admin.listen)?)?
@@ -112,10 +130,10 @@ fn serve(
     let gauges = Gauges::new(metrics.clone(), readiness.clone());
     show(books, admin_listener, readiness.clone(), gauges.clone());
 
-    let parts = books.block_on(Box::pin(Parts::open(config, demo, books.handle())))?;
+    let parts = books.block_on(Box::pin(Parts::open(config, certificates, demo, books.handle())))?;
     gauges.ask(parts.sources(config));
     books.spawn(tasks::watch_open_items(parts.store.clone(), metrics.clone()));
-    let rules = Arc::new(parts.grounds().rules(&loaded, None));
+    let rules = Arc::new(parts.grounds().rules(&loaded, origins, None));
     reload::warn(&loaded, &parts.book.load(), &parts.clock);
     let in_force = InForce { loaded, rules: Arc::clone(&rules) };
     let rules = Arc::new(ArcSwap::new(rules));
@@ -123,8 +141,9 @@ fn serve(
     let proxy = parts.proxy(Arc::clone(&rules), metrics.clone());
     let reload =
         Reload { path, started: config.clone(), in_force, parts: parts.reloaded(rules, verbosity, metrics) };
-    let served =
-        listening.start(proxy, &parts.connections, &settings::listening(config)).and_then(|running| {
+    let served = listening
+        .start(proxy, &parts.connections, &parts.certificates, &settings::listening(config))
+        .and_then(|running| {
             books.spawn(reload.run(hang_ups));
             parts.serve(config, books, running, &readiness, &mut signals)
         });
@@ -153,6 +172,7 @@ struct Parts {
     book: Arc<ArcSwap<Book>>,
     budget: Budget,
     connections: Connections,
+    certificates: Arc<Certificates>,
     in_flight: Arc<AtomicU64>,
     curfew: Curfew,
     drains: Drains,
@@ -163,7 +183,12 @@ struct Parts {
 
 impl Parts {
     /// Opens the books and starts what runs beside the requests.
-    async fn open(config: &Config, demo: bool, books: &Handle) -> Result<Self, ServeError> {
+    async fn open(
+        config: &Config,
+        certificates: Arc<Certificates>,
+        demo: bool,
+        books: &Handle,
+    ) -> Result<Self, ServeError> {
         let clock = Clock::system();
         let store = Store::open(&config.store.url, Opened::ByServer).await?;
         settings::seed_prices(&store, &clock).await?;
@@ -202,6 +227,7 @@ impl Parts {
             book,
             budget: Budget::new(config.server.max_buffered_bytes),
             connections: Connections::new(settings::listening(config).accept),
+            certificates,
             in_flight: Arc::default(),
             curfew: Curfew::default(),
             drains: Drains::new(settings::drains(config)),
@@ -218,6 +244,7 @@ impl Parts {
             ledger: self.ledger.clone(),
             budget: self.budget.clone(),
             connections: self.connections.clone(),
+            certificates: Arc::clone(&self.certificates),
             in_flight: Arc::clone(&self.in_flight),
             drains: self.drains.clone(),
             clock: self.clock.clone(),
@@ -265,6 +292,7 @@ impl Parts {
             admitter: Arc::clone(&self.admitter),
             budget: self.budget.clone(),
             connections: self.connections.clone(),
+            certificates: Arc::clone(&self.certificates),
             verbosity,
             book: Arc::clone(&self.book),
             metrics,

@@ -6,10 +6,12 @@
 mod bucket;
 mod guard;
 mod limits;
+mod origin;
 
 pub use bucket::Standing;
 pub use guard::{Guard, GuardSettings};
 pub use limits::{Permit, RateStanding, Tier};
+pub use origin::{Countries, CountryMap, CountryMapError, OriginSettings};
 
 use crate::authenticate::Caller;
 use crate::clock::{Clock, UnixMicros};

@@ -5,6 +5,7 @@ use super::failure::Failure;
 use super::output::Report;
 use crate::clock::UnixMicros;
 use crate::price::{Book, SEED, SEED_NAME, file};
+use crate::server;
 use crate::store::{NewPrice, PriceRow};
 use serde::Serialize;
 
@@ -30,6 +31,7 @@ impl Check {
     pub(super) async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
         let Check {} = self;
         let config = books.config;
+        server::check(config)?;
         let now = books.clock.wall();
         let book = book(books.store.price_rows().await?, now)?;
         let mut warnings = config.warnings();

@@ -1,5 +1,6 @@
 //! The configuration file: which keys there are, what may stand there, and how they fit together.
 
+mod edge;
 mod routes;
 
 use super::loaded::Secrets;
@@ -35,10 +36,15 @@ pub(super) fn parse(text: &str, file_name: &str, secrets: &mut Secrets) -> Resul
 
 fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
     let server = root.table("server", server);
+    let tls = root.table("tls", |table| edge::tls(table, &server));
+    let certificates = edge::certificates(root, &tls);
+    let networks = root.table("network", edge::networks);
     let admin = root.table("admin", |table| {
         let listen = table.optional("listen", address).unwrap_or(Admin::default().listen);
-        if server.listen.contains(&listen) {
-            table.problem_at("listen", format!("{listen} is an address of [server], too"));
+        for (name, taken) in [("server", &server.listen), ("tls", &tls.listen)] {
+            if taken.contains(&listen) {
+                table.problem_at("listen", format!("{listen} is an address of [{name}], too"));
+            }
         }
         Admin { listen }
     });
@@ -59,6 +65,9 @@ fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
     }
     Config {
         server,
+        tls,
+        certificates,
+        networks,
         admin,
         store,
         auth,
@@ -81,8 +90,9 @@ fn server(table: &mut Table<'_>) -> Server {
     if listen.as_ref().is_some_and(Vec::is_empty) {
         table.problem_at("listen", "`listen`: at least one address is needed");
     }
-    let server = Server {
+    let mut server = Server {
         listen: listen.unwrap_or(default.listen),
+        plain_http: default.plain_http,
         threads: size(table, "threads", default.threads, THREADS),
         max_connections: size(table, "max_connections", default.max_connections, 1..=10_000_000),
         max_connections_per_address: size(
@@ -129,6 +139,7 @@ fn server(table: &mut Table<'_>) -> Server {
         max_stale: time(table, "max_stale_ms", default.max_stale),
         max_stream_time: time(table, "max_stream_time_ms", default.max_stream_time),
     };
+    server.plain_http = edge::plain_http(table, &server);
     if server.max_buffered_bytes < server.max_body_bytes {
         table.problem_at(
             "max_buffered_bytes",
@@ -310,6 +321,9 @@ mod tests {
         let mut named = BTreeSet::new();
         let mut table = String::new();
         for line in reference_told().lines() {
+            if let Some(example) = line.strip_prefix("# [[") {
+                named.insert(example.split(']').next().unwrap().to_owned());
+            }
             if let Some(head) = line.strip_prefix('[') {
                 table = head.trim_start_matches('[').split(']').next().unwrap().to_owned();
                 named.insert(table.clone());

@@ -5,12 +5,14 @@
 //!
 //! `conf/weir.toml` is the commented reference of every key. Relative paths are relative to the working directory.
 
+mod edge;
 mod file;
 mod loaded;
 mod restart;
 mod secrets;
 mod warnings;
 
+pub use edge::{Certificate, Countries, Networks, PlainHttp, Tls};
 pub use loaded::Loaded;
 pub use secrets::{SecretError, SecretRef, pepper};
 
@@ -29,6 +31,12 @@ use std::time::Duration;
 pub struct Config {
     /// `[server]`
     pub server: Server,
+    /// `[tls]`
+    pub tls: Tls,
+    /// `[[certificate]]`, by distinct names; the first is for clients that name no host.
+    pub certificates: Vec<Certificate>,
+    /// `[network]`
+    pub networks: Networks,
     /// `[admin]`
     pub admin: Admin,
     /// `[store]`
@@ -54,6 +62,8 @@ pub struct Config {
 pub struct Server {
     /// Where clients connect; at least one, all distinct.
     pub listen: Vec<SocketAddr>,
+    /// Whether some of those may be addresses beyond this machine.
+    pub plain_http: PlainHttp,
     /// Threads that carry requests; 0 is one per core.
     pub threads: usize,
     /// Connections at once.
@@ -341,6 +351,9 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             server: Server::default(),
+            tls: Tls::default(),
+            certificates: Vec::new(),
+            networks: Networks::default(),
             admin: Admin::default(),
             store: Store::default(),
             auth: Auth::default(),
@@ -358,6 +371,7 @@ impl Default for Server {
     fn default() -> Self {
         Server {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            plain_http: PlainHttp::Loopback,
             threads: 0,
             max_connections: 20_000,
             max_connections_per_address: 1_000,

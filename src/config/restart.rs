@@ -1,6 +1,6 @@
 //! What a server takes from its configuration only when it starts.
 
-use super::{Admin, Auth, Config, Journal, Server, Store};
+use super::{Admin, Auth, Config, Journal, Networks, Server, Store, Tls};
 
 impl Config {
     /// Gives `next` the values with which this server started wherever it cannot take others while it runs, and tells which of the keys
@@ -10,6 +10,7 @@ impl Config {
         // Every key is named here, so that a new one is thought about.
         let Server {
             listen,
+            plain_http: _,
             threads,
             max_connections: _,
             max_connections_per_address: _,
@@ -42,6 +43,11 @@ impl Config {
         keep(max_stale, &mut server.max_stale, "[server] max_stale_ms", &mut waiting);
         let max_stream_time_ms = "[server] max_stream_time_ms";
         keep(max_stream_time, &mut server.max_stream_time, max_stream_time_ms, &mut waiting);
+        let Tls { listen } = &self.tls;
+        keep(listen, &mut next.tls.listen, "[tls] listen", &mut waiting);
+        let Networks { proxy_protocol, forwarders: _, allow: _, deny: _, countries: _ } = &self.networks;
+        let networks = &mut next.networks;
+        keep(proxy_protocol, &mut networks.proxy_protocol, "[network] proxy_protocol", &mut waiting);
         let Admin { listen } = &self.admin;
         keep(listen, &mut next.admin.listen, "[admin] listen", &mut waiting);
         let Store { url } = &self.store;

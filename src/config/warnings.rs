@@ -9,7 +9,7 @@ impl Config {
         let mut warnings = Vec::new();
         for address in self.server.listen.iter().filter(|address| !address.ip().is_loopback()) {
             warnings.push(format!(
-                "[server] listen: clients reach {address} by plain HTTP, their keys with it; put a TLS proxy in front"
+                "[server] listen: {address} speaks plain HTTP; keys and prompts are in the clear up to the proxy in front of it"
             ));
         }
         if !self.admin.listen.ip().is_loopback() {
@@ -34,8 +34,15 @@ impl Config {
                 warnings.push(format!("provider {}: no model has a route to it", provider.name));
             }
         }
-        let secrets =
-            self.providers.iter().filter_map(|provider| provider.api_key.as_ref()).chain([&self.auth.pepper]);
+        if self.tls.listen.is_empty() && !self.certificates.is_empty() {
+            warnings.push("[[certificate]]: nothing listens for TLS; see [tls] listen".to_owned());
+        }
+        let secrets = self
+            .providers
+            .iter()
+            .filter_map(|provider| provider.api_key.as_ref())
+            .chain(self.certificates.iter().map(|certificate| &certificate.key))
+            .chain([&self.auth.pepper]);
         for secret in secrets.filter(|secret| secret.is_open_to_others()) {
             warnings.push(format!("{secret} can be read by others than its owner"));
         }
@@ -63,7 +70,7 @@ mod tests {
 
     #[test]
     fn what_is_worth_a_look_is_told() {
-        let text = "[server]\nlisten = [\"0.0.0.0:8080\"]\n[admin]\nlisten = \"[::]:9090\"\n[[provider]]\nname = \"p\"\ndialect = \"openai\"\nbase_url = \"http://198.51.100.1/v1\"\n\
+        let text = "[server]\nplain_http = \"anywhere\"\nlisten = [\"0.0.0.0:8080\"]\n[admin]\nlisten = \"[::]:9090\"\n[[provider]]\nname = \"p\"\ndialect = \"openai\"\nbase_url = \"http://198.51.100.1/v1\"\n\
                     api_key = \"env:WEIR_NO_SUCH_VARIABLE\"\n";
         let config = file::parse(text, "weir.toml", &mut Secrets::Named).unwrap();
         let warnings = config.warnings().join("\n");

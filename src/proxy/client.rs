@@ -1,15 +1,40 @@
 //! What the head of a request says of its client, besides the key.
 
+use crate::authenticate::Network;
 use crate::refusal::{Kind, Refused};
 use pingora::proxy::Session;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_MAX_BYTES: usize = 255;
 
-/// Where the connection comes from.
-pub(super) fn address(session: &Session) -> Option<IpAddr> {
-    session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip())
+/// Where the request comes from: the other end of the connection or, where that is a forwarder, the last address of `X-Forwarded-For`
+/// that is none. Forwarders append to it, so that what stands before was told by whom nobody vouches for.
+pub(super) fn address(session: &Session, forwarders: &[Network]) -> Option<IpAddr> {
+    let peer = session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip())?;
+    let is_forwarder = |address: &IpAddr| forwarders.iter().any(|network| network.contains(*address));
+    if !is_forwarder(&peer) {
+        return Some(peer);
+    }
+    let lines = session.req_header().headers.get_all("x-forwarded-for");
+    let told: Vec<&str> =
+        lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).collect();
+    let mut client = peer;
+    for hop in told.iter().rev() {
+        // Behind a word that is no address nothing can be believed.
+        let Some(address) = hop_address(hop.trim()) else { break };
+        client = address;
+        if !is_forwarder(&address) {
+            break;
+        }
+    }
+    Some(client)
+}
+
+/// An address as forwarders write it: alone, or with a port.
+fn hop_address(hop: &str) -> Option<IpAddr> {
+    let alone = hop.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    alone.or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 /// The key in the header `Idempotency-Key`, if there is one.

@@ -1,6 +1,7 @@
 //! What a request goes by.
 
-use crate::admit::{GuardSettings, Terms};
+use crate::admit::{GuardSettings, OriginSettings, Terms};
+use crate::authenticate::Network;
 use crate::relay::{self, Upstreams};
 use crate::route::Catalogue;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use std::time::Duration;
 pub struct Rules {
     /// Times and sizes.
     pub settings: Settings,
+    /// Where requests may come from.
+    pub origins: OriginSettings,
     /// What an address may fail.
     pub guard: GuardSettings,
     /// Limits of accounts.
@@ -37,4 +40,6 @@ pub struct Settings {
     pub event_max_bytes: usize,
     /// How long the client of a stream may hear nothing while its provider is silent.
     pub comment_every: Duration,
+    /// Proxies whose word on the client's address is believed.
+    pub forwarders: Vec<Network>,
 }

@@ -103,8 +103,9 @@ pub fn await_head(session: &Session) {
 }
 
 impl Connection {
-    /// Takes a socket that was accepted from this address; a head is awaited on it at once. Call where the socket's runtime is.
-    pub fn new(socket: Socket, peer: Option<SocketAddr>, limits: HeadLimits) -> Result<Self> {
+    /// Takes a socket that was accepted from this address, and of which these bytes have been read; a head is awaited on it at once. Call
+    /// where the socket's runtime is.
+    pub fn new(socket: Socket, peer: Option<SocketAddr>, ahead: Vec<u8>, limits: HeadLimits) -> Result<Self> {
         let digest = SocketDigest::from_raw_fd(socket.as_fd().as_raw_fd());
         // The cell is new: nothing can be in it.
         let _ = digest.peer_addr.set(peer.map(PeerAddress::Inet));
@@ -113,7 +114,7 @@ impl Connection {
         let told = ProxyDigest::new(Box::new(no_answer), Some(Box::new(Arc::clone(&phase))));
         Ok(Connection {
             socket,
-            ahead: Vec::new(),
+            ahead,
             unwritten: Vec::new(),
             gone: 0,
             digest: Arc::new(digest),
@@ -251,6 +252,7 @@ impl Peek for Connection {
     async fn try_peek(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
         let wanted = buffer.len().min(PREFACE.len());
         let mut read = Vec::with_capacity(FIRST_READ_BYTES);
+        read.append(&mut self.ahead);
         while read.len() < wanted && PREFACE.starts_with(&read) {
             if tokio::io::AsyncReadExt::read_buf(self, &mut read).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

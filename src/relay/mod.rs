@@ -14,6 +14,7 @@ mod drain;
 pub mod head;
 pub mod headers;
 mod peer;
+pub mod proxy_protocol;
 mod resolve;
 mod upstreams;
 

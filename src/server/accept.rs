@@ -4,10 +4,14 @@
 //! Promises: no more connections at once than configured, in all and of one address; a lack of descriptors ends no listener.
 //! Refuses to know: what is asked on a connection.
 
+use crate::authenticate::Network;
 use crate::proxy::Proxy;
+use crate::relay::proxy_protocol::{self, Head};
 use crate::relay::{Connection, HeadLimits, Socket};
 use arc_swap::ArcSwap;
 use pingora::apps::ServerApp as _;
+use pingora::listeners::tls::Acceptor;
+use pingora::protocols::{ALPN, Ssl as _, Stream};
 use pingora::proxy::HttpProxy;
 use std::collections::HashMap;
 use std::io;
@@ -15,9 +19,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +34,15 @@ pub(super) struct Settings {
     pub(super) connections_per_address_max: usize,
     /// How long a head may take.
     pub(super) head: HeadLimits,
+}
+
+/// What comes before HTTP on a listener.
+#[derive(Clone)]
+pub(super) struct Before {
+    /// Networks of balancers whose connections begin with a head of the PROXY protocol.
+    pub(super) balancers: Arc<[Network]>,
+    /// TLS, where it is spoken.
+    pub(super) tls: Option<Arc<Acceptor>>,
 }
 
 /// The connections that are open. Cheap to clone.
@@ -53,6 +68,8 @@ struct Place {
     address: Option<IpAddr>,
 }
 
+/// How long a client may take for what comes before HTTP: a balancer's word, and a TLS handshake.
+const BEGIN_MAX: Duration = Duration::from_secs(10);
 /// After the system could not accept, for want of descriptors or memory.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -60,6 +77,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 pub(super) async fn accept(
     listener: TcpListener,
     app: Arc<HttpProxy<Proxy>>,
+    before: Before,
     connections: Connections,
     mut closing: watch::Receiver<bool>,
 ) {
@@ -74,8 +92,15 @@ pub(super) async fn accept(
             Ok((stream, peer)) => {
                 // Without a place nothing is sent: whoever opens too many connections would only read more.
                 let Some(place) = connections.enter(peer) else { continue };
-                let (app, closing) = (Arc::clone(&app), closing.clone());
-                requests.spawn(async move { serve(stream, peer, &app, place, &closing).await });
+                let (app, before, closing) = (Arc::clone(&app), before.clone(), closing.clone());
+                requests.spawn(async move {
+                    // Until HTTP begins all that a client can do is to be late.
+                    let begun = timeout(BEGIN_MAX, begin(stream, peer, &before, place)).await;
+                    if let Ok(Some((stream, place))) = begun {
+                        serve(stream, &app, &closing).await;
+                        drop(place);
+                    }
+                });
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -86,21 +111,63 @@ pub(super) async fn accept(
     }
 }
 
-/// One connection, from its first byte to its last.
-async fn serve(
-    stream: tokio::net::TcpStream,
+/// Brings a connection to where HTTP begins. Without a word, where it does not come so far: whoever is there speaks something else.
+async fn begin(
+    mut stream: TcpStream,
     peer: SocketAddr,
-    app: &Arc<HttpProxy<Proxy>>,
-    place: Place,
-    closing: &watch::Receiver<bool>,
-) {
+    before: &Before,
+    mut place: Place,
+) -> Option<(Stream, Place)> {
     // What is written goes out with its flush, not when the kernel finds it worth while.
-    if stream.set_nodelay(true).is_err() {
-        return;
+    stream.set_nodelay(true).ok()?;
+    let (mut client, mut ahead) = (peer, Vec::new());
+    if before.balancers.iter().any(|network| network.contains(peer.ip())) {
+        let told = read_proxy_head(&mut stream, &mut ahead).await?;
+        client = told.unwrap_or(peer);
+        place = place.moved_to(client)?;
     }
     let head = place.connections.0.settings.load().head;
-    let Ok(connection) = Connection::new(Socket::Tcp(stream), Some(peer), head) else { return };
-    let mut next: Option<pingora::protocols::Stream> = Some(Box::new(connection));
+    let connection = Connection::new(Socket::Tcp(stream), Some(client), ahead, head).ok()?;
+    let Some(tls) = &before.tls else { return Some((Box::new(connection), place)) };
+    let secured = connection.secured();
+    match tls.tls_handshake(connection).await {
+        Ok(stream) => {
+            if stream.selected_alpn_proto() != Some(ALPN::H2) {
+                secured.await_head();
+            }
+            Some((Box::new(stream), place))
+        }
+        Err(error) => {
+            tracing::debug!(%error, client = %client.ip(), "a TLS handshake failed");
+            None
+        }
+    }
+}
+
+/// Reads the head of the PROXY protocol. What was read beyond it stays in `ahead`.
+async fn read_proxy_head(stream: &mut TcpStream, ahead: &mut Vec<u8>) -> Option<Option<SocketAddr>> {
+    loop {
+        match proxy_protocol::parse(ahead) {
+            Head::Whole { client, bytes } => {
+                ahead.drain(..bytes);
+                return Some(client);
+            }
+            Head::Bad => {
+                tracing::warn!("a connection of a balancer does not begin with a head of the PROXY protocol");
+                return None;
+            }
+            Head::Incomplete => {
+                if stream.read_buf(ahead).await.ok()? == 0 {
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// The requests of a connection, from the first to the last.
+async fn serve(stream: Stream, app: &Arc<HttpProxy<Proxy>>, closing: &watch::Receiver<bool>) {
+    let mut next = Some(stream);
     while let Some(stream) = next {
         next = app.process_new(stream, closing).await;
     }
@@ -163,6 +230,15 @@ impl Connections {
         }
         open.all += 1;
         Some(Place { connections: self.clone(), address })
+    }
+}
+
+impl Place {
+    /// The same place, of a client behind the balancer that it was taken for; `None` where that one has too many.
+    fn moved_to(self, client: SocketAddr) -> Option<Place> {
+        let connections = self.connections.clone();
+        drop(self);
+        connections.enter(client)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What each part says of itself, brought together when the metrics are read.
 
 use super::accept::Connections;
+use super::tls::Certificates;
 use crate::authenticate::Authenticator;
 use crate::clock::Clock;
 use crate::control::admin::Readiness;
@@ -33,6 +34,7 @@ pub(super) struct Sources {
     pub(super) ledger: Ledger,
     pub(super) budget: Budget,
     pub(super) connections: Connections,
+    pub(super) certificates: Arc<Certificates>,
     pub(super) in_flight: Arc<AtomicU64>,
     pub(super) drains: Drains,
     pub(super) clock: Clock,
@@ -63,6 +65,8 @@ impl Gauges {
             for (level, value) in sources.read() {
                 self.metrics.set(level, value);
             }
+            let expiries = sources.certificates.expiries();
+            self.metrics.set_certificates(expiries.iter().map(|it| (it.name.as_str(), it.at_s)));
         }
         if let (Some(sources), Some(rules)) = (self.sources.get(), self.rules.get()) {
             let (rules, now) = (rules.load(), sources.clock.now());

@@ -5,7 +5,9 @@
 //! in the kernel until somebody accepts them.
 
 use super::ServeError;
-use super::accept::{self, Connections, accept};
+use super::accept::{self, Before, Connections, accept};
+use super::tls::{self, Certificates};
+use crate::authenticate::Network;
 use crate::proxy::Proxy;
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::{HttpProxy, http_proxy};
@@ -30,11 +32,14 @@ pub(super) struct Settings {
     pub(super) keepalive: Duration,
     /// What connections may take.
     pub(super) accept: accept::Settings,
+    /// Networks of balancers whose connections begin with a head of the PROXY protocol.
+    pub(super) balancers: Vec<Network>,
 }
 
 /// The sockets of the listeners.
 pub(super) struct Listening {
-    listeners: Vec<TcpListener>,
+    plain: Vec<TcpListener>,
+    tls: Vec<TcpListener>,
 }
 
 /// Pingora, running.
@@ -46,9 +51,10 @@ pub(super) struct Running {
 }
 
 impl Listening {
-    /// Takes every address.
-    pub(super) fn claim(addresses: &[SocketAddr]) -> Result<Self, ServeError> {
-        Ok(Listening { listeners: addresses.iter().map(bind).collect::<Result<_, _>>()? })
+    /// Takes every address, for plain HTTP and for TLS.
+    pub(super) fn claim(plain: &[SocketAddr], tls: &[SocketAddr]) -> Result<Self, ServeError> {
+        let all = |addresses: &[SocketAddr]| addresses.iter().map(bind).collect::<Result<_, _>>();
+        Ok(Listening { plain: all(plain)?, tls: all(tls)? })
     }
 
     /// Starts Pingora before this proxy.
@@ -56,6 +62,7 @@ impl Listening {
         self,
         proxy: Proxy,
         connections: &Connections,
+        certificates: &Arc<Certificates>,
         settings: &Settings,
     ) -> Result<Running, ServeError> {
         let runtime = Builder::new_multi_thread()
@@ -66,12 +73,19 @@ impl Listening {
         let (closing, is_closing) = watch::channel(false);
         let app = Arc::new(app(proxy, settings));
         let mut accepting = JoinSet::new();
-        for listener in self.listeners {
+        let balancers: Arc<[Network]> = settings.balancers.clone().into();
+        let plain = Before { balancers: Arc::clone(&balancers), tls: None };
+        let acceptor = tls::acceptor(Arc::clone(certificates)).map_err(std::io::Error::other)?;
+        let secured = Before { balancers, tls: Some(Arc::new(acceptor)) };
+        let plain = self.plain.into_iter().map(|listener| (listener, plain.clone()));
+        let secured = self.tls.into_iter().map(|listener| (listener, secured.clone()));
+        for (listener, before) in plain.chain(secured) {
             let listener = {
                 let _on_requests = runtime.enter();
                 tokio::net::TcpListener::from_std(listener)?
             };
-            let accepting_on = accept(listener, Arc::clone(&app), connections.clone(), is_closing.clone());
+            let accepting_on =
+                accept(listener, Arc::clone(&app), before, connections.clone(), is_closing.clone());
             accepting.spawn_on(accepting_on, runtime.handle());
         }
         Ok(Running { runtime, accepting, closing })

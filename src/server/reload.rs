@@ -6,11 +6,13 @@
 //! to know: what the keys mean.
 
 use super::accept::Connections;
+use super::files::Files;
 use super::rules::{Grounds, InForce};
 use super::settings;
+use super::tls::Certificates;
 use crate::admit::Admitter;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, Loaded, SecretRef};
+use crate::config::{Config, Loaded, SecretRef};
 use crate::control::log;
 use crate::metrics::{Level, Metrics};
 use crate::price::Book;
@@ -44,6 +46,7 @@ pub(super) struct Parts {
     pub(super) admitter: Arc<Admitter>,
     pub(super) budget: Budget,
     pub(super) connections: Connections,
+    pub(super) certificates: Arc<Certificates>,
     pub(super) verbosity: log::Verbosity,
     pub(super) book: Arc<ArcSwap<Book>>,
     pub(super) metrics: Metrics,
@@ -114,14 +117,18 @@ impl Reload {
             return;
         };
         let shown = path.display().to_string();
-        let reading = tokio::task::spawn_blocking(move || Loaded::read(Some(&path)));
+        let reading = tokio::task::spawn_blocking(move || {
+            let loaded = Loaded::read(Some(&path)).map_err(|error| error.to_string())?;
+            let files = Files::read(&loaded.config)?;
+            Ok::<_, String>((loaded, files))
+        });
         let read = match tokio::time::timeout(READ_MAX, reading).await {
-            Ok(Ok(read)) => read.map_err(|error: ConfigError| error.to_string()),
+            Ok(Ok(read)) => read,
             Ok(Err(panicked)) => Err(panicked.to_string()),
             Err(_) => Err(format!("{shown} could not be read within {} s", READ_MAX.as_secs())),
         };
         match read {
-            Ok(loaded) => self.take(loaded, &shown),
+            Ok((loaded, files)) => self.take(loaded, files, &shown),
             Err(problems) => {
                 self.parts.metrics.set(Level::ConfigReloadSuccessful, 0.0);
                 self.parts.metrics.add(Level::ConfigReloadFailures);
@@ -136,15 +143,16 @@ impl Reload {
     }
 
     /// Puts it into force.
-    fn take(&mut self, mut loaded: Loaded, file: &str) {
+    fn take(&mut self, mut loaded: Loaded, files: Files, file: &str) {
         let waiting = self.started.keep_started(&mut loaded.config);
         let parts = &self.parts;
-        let rules = Arc::new(parts.grounds.rules(&loaded, Some(&self.in_force)));
+        let rules = Arc::new(parts.grounds.rules(&loaded, files.origins, Some(&self.in_force)));
         let config = &loaded.config;
         parts.budget.set_max_bytes(config.server.max_buffered_bytes);
         parts.admitter.set_requests_max(config.server.max_requests);
         parts.connections.replace(settings::accept(config));
         parts.stopping.0.drain_timeout.store(Arc::new(config.server.drain_timeout));
+        parts.certificates.replace(files.certificates);
         parts.rules.store(Arc::clone(&rules));
         parts.verbosity.set(&settings::log(config));
         parts.metrics.set(Level::ConfigRestartNeeded, f64::from(u8::from(!waiting.is_empty())));

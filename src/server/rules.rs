@@ -5,7 +5,7 @@
 
 use super::demonstration::Demonstration;
 use super::settings;
-use crate::admit::{GuardSettings, Terms, Tier};
+use crate::admit::{GuardSettings, OriginSettings, Terms, Tier};
 use crate::clock::Clock;
 use crate::config::{self, Config, Loaded};
 use crate::ids::ProviderName;
@@ -48,11 +48,12 @@ const OUTPUT_TOKENS_ASSUMED: u64 = 16_384;
 
 impl Grounds {
     /// The rules of this configuration, which know what is known to those `before` them.
-    pub(super) fn rules(&self, loaded: &Loaded, before: Option<&InForce>) -> Rules {
+    pub(super) fn rules(&self, loaded: &Loaded, origins: OriginSettings, before: Option<&InForce>) -> Rules {
         let config = &loaded.config;
         let memory = Memory::of(loaded, before, self.clock.now());
         Rules {
             settings: times_and_sizes(config),
+            origins,
             guard: guard(config),
             terms: terms(config),
             catalogue: self.catalogue(loaded, &memory),
@@ -223,5 +224,6 @@ fn times_and_sizes(config: &Config) -> proxy::Settings {
         answer_max_bytes: server.max_answer_bytes,
         event_max_bytes: server.max_event_bytes,
         comment_every: server.stream_comment_every,
+        forwarders: config.networks.forwarders.clone(),
     }
 }

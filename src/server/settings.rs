@@ -98,6 +98,7 @@ pub(super) fn listening(config: &Config) -> listen::Settings {
         // The most that can be configured, since it can change; and one more, the fresh connection after an idle race.
         attempts_max: usize::try_from(config::ATTEMPTS_MAX).unwrap_or(usize::MAX - 1) + 1,
         keepalive: config.server.keepalive_timeout,
+        balancers: config.networks.proxy_protocol.clone(),
         accept: accept(config),
     }
 }

@@ -19,6 +19,7 @@ mod bodies;
 mod cli;
 mod crash;
 mod e2e;
+mod edge;
 mod errors;
 mod exhausted;
 mod faults;

@@ -1,0 +1,85 @@
+//! `[tls]`, `[[certificate]]` and `[network]`: how clients come in, and from where.
+
+use super::{address, directory, label, new_name, secret};
+use crate::authenticate::Network;
+use crate::config::{Certificate, Countries, Networks, PlainHttp, Server, Tls};
+use crate::document::{Table, Value};
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+/// `[server] plain_http`, and whether the listeners keep to it.
+pub(super) fn plain_http(table: &mut Table<'_>, server: &Server) -> PlainHttp {
+    let choices = [("loopback", PlainHttp::Loopback), ("anywhere", PlainHttp::Anywhere)];
+    let plain_http =
+        table.optional("plain_http", |value| super::one_of(value, &choices)).unwrap_or(server.plain_http);
+    let beyond = server.listen.iter().find(|address| !address.ip().is_loopback());
+    if let (PlainHttp::Loopback, Some(address)) = (plain_http, beyond) {
+        table.problem_at(
+            "listen",
+            format!(
+                "{address} is not of this machine, and keys and prompts would go there in the clear: use [tls] listen, or, where a \
+                 proxy in front speaks TLS, set plain_http = \"anywhere\""
+            ),
+        );
+    }
+    plain_http
+}
+
+pub(super) fn tls(table: &mut Table<'_>, server: &Server) -> Tls {
+    let mut seen: HashSet<_> = server.listen.iter().copied().collect();
+    let listen = table.list("listen", |value| {
+        let address = address(value)?;
+        seen.insert(address).then_some(address).ok_or_else(|| format!("{address} stands twice"))
+    });
+    Tls { listen: listen.unwrap_or_default() }
+}
+
+/// Every `[[certificate]]`; at least one where TLS is spoken.
+pub(super) fn certificates(root: &mut Table<'_>, tls: &Tls) -> Vec<Certificate> {
+    let mut names = HashSet::new();
+    let certificates = root.tables("certificate", |table| {
+        let name = new_name(table, label, &mut names);
+        let chain = table.required("chain", directory);
+        let key = table.required("key", secret);
+        Some(Certificate { name: name?, chain: chain?, key: key? })
+    });
+    if certificates.is_empty() && !tls.listen.is_empty() {
+        root.problem_at("tls", "[tls] listens, and there is no [[certificate]]");
+    }
+    certificates.into_iter().flatten().collect()
+}
+
+pub(super) fn networks(table: &mut Table<'_>) -> Networks {
+    let mut list = |key| table.list(key, network).unwrap_or_default();
+    let (proxy_protocol, forwarders) = (list("proxy_protocol"), list("forwarders"));
+    let (allow, deny) = (list("allow"), list("deny"));
+    let file = table.optional("countries_file", |value| Ok(PathBuf::from(value.text()?)));
+    let file = file.filter(|file| !file.as_os_str().is_empty());
+    let countries_allow = table.list("countries_allow", country).unwrap_or_default();
+    let countries_deny = table.list("countries_deny", country).unwrap_or_default();
+    let choices = [("allow", true), ("deny", false)];
+    let is_unknown_allowed =
+        table.optional("unknown_country", |value| super::one_of(value, &choices)).unwrap_or(true);
+    if file.is_none() && !(countries_allow.is_empty() && countries_deny.is_empty()) {
+        let key = if countries_allow.is_empty() { "countries_deny" } else { "countries_allow" };
+        table.problem_at(key, "countries need `countries_file`, a file in MaxMind's format that has them");
+    }
+    let countries =
+        file.map(|file| Countries { file, allow: countries_allow, deny: countries_deny, is_unknown_allowed });
+    Networks { proxy_protocol, forwarders, allow, deny, countries }
+}
+
+fn network(value: Value<'_>) -> Result<Network, String> {
+    let text = value.text()?;
+    text.parse().map_err(|error| format!("`{text}`: {error}"))
+}
+
+/// An ISO 3166-1 alpha-2 code.
+fn country(value: Value<'_>) -> Result<String, String> {
+    let text = value.text()?;
+    if text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("`{text}` is not a country of ISO 3166-1 such as \"DE\": two capital letters"))
+    }
+}

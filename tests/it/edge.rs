@@ -1,0 +1,171 @@
+//! How clients come in: HTTPS by name, balancers and forwarders in between, and who may come.
+
+mod tls;
+
+use crate::support::gateway::hello;
+use crate::support::{Connection, Gateway, Request, Upstream};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+fn gateway(lines: &str) -> (Upstream, Gateway) {
+    let upstream = Upstream::start();
+    let gateway = Gateway::builder().provider("main", &upstream).standard_models("main").lines(lines).start();
+    (upstream, gateway)
+}
+
+fn ask(gateway: &Gateway, before: &[u8], forwarded: Option<&str>) -> Option<crate::support::Reply> {
+    let mut connection = Connection::open(gateway.address());
+    let mut request = Request::post("/v1/chat/completions", hello().to_string()).key(&gateway.account.key);
+    if let Some(forwarded) = forwarded {
+        request = request.header("X-Forwarded-For", forwarded);
+    }
+    connection.send(&[before, &request.to_bytes(gateway.address())].concat()).ok()?;
+    let reply = connection.reply().ok()?;
+    gateway.note(&reply);
+    Some(reply)
+}
+
+/// A gateway that knows 192.0.2.0/24 to be denied.
+const DENIED: &str = "deny = [\"192.0.2.0/24\"]\n";
+
+#[test]
+fn the_address_that_a_balancer_tells_is_the_clients() {
+    let (_upstream, gateway) = gateway(&format!("[network]\nproxy_protocol = [\"127.0.0.1\"]\n{DENIED}"));
+    let denied = ask(&gateway, b"PROXY TCP4 192.0.2.7 127.0.0.1 1 2\r\n", None).unwrap();
+    denied.refused(403, "address_not_allowed");
+    ask(&gateway, b"PROXY TCP4 198.51.100.7 127.0.0.1 1 2\r\n", None).unwrap().ok();
+    let second =
+        [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".as_slice(), &[192, 0, 2, 9, 127, 0, 0, 1, 0, 1, 0, 2]]
+            .concat();
+    ask(&gateway, &second, None).unwrap().refused(403, "address_not_allowed");
+    ask(&gateway, b"PROXY UNKNOWN\r\n", None).unwrap().ok();
+    // A balancer that does not say who is behind it is not served.
+    assert!(ask(&gateway, b"", None).is_none());
+}
+
+#[test]
+fn nobody_else_can_tell_another_address() {
+    let (_upstream, gateway) =
+        gateway(&format!("[network]\nproxy_protocol = [\"198.51.100.0/24\"]\n{DENIED}"));
+    let reply = ask(&gateway, b"PROXY TCP4 192.0.2.7 127.0.0.1 1 2\r\n", None);
+    assert!(reply.is_none_or(|reply| reply.status == 400));
+    ask(&gateway, b"", Some("192.0.2.7")).unwrap().ok();
+}
+
+#[test]
+fn behind_a_forwarder_the_client_is_the_last_address_that_is_none() {
+    let (_upstream, gateway) =
+        gateway(&format!("[network]\nforwarders = [\"127.0.0.0/8\", \"10.0.0.0/8\"]\n{DENIED}"));
+    for (forwarded, is_denied) in [
+        ("192.0.2.7", true),
+        ("192.0.2.7, 10.1.2.3", true),
+        ("192.0.2.7:4711", true),
+        ("198.51.100.1", false),
+        // What stands before the last stranger is hearsay.
+        ("192.0.2.7, 198.51.100.1, 10.1.2.3", false),
+        ("192.0.2.7, unknown", false),
+        ("", false),
+    ] {
+        let reply = ask(&gateway, b"", Some(forwarded)).unwrap();
+        match is_denied {
+            true => drop(reply.refused(403, "address_not_allowed")),
+            false => drop(reply.ok()),
+        }
+    }
+}
+
+/// A file in MaxMind's format (version 2.0 of its description): 192.0.0.0/8 is in Germany, 198.0.0.0/8 is registered in France.
+fn write_countries(path: &Path) {
+    fn text(out: &mut Vec<u8>, text: &str) {
+        out.push(0b010_00000 | u8::try_from(text.len()).unwrap());
+        out.extend(text.as_bytes());
+    }
+    fn country(out: &mut Vec<u8>, key: &str, code: &str) {
+        out.push(0b111_00001);
+        text(out, key);
+        out.push(0b111_00001);
+        text(out, "iso_code");
+        text(out, code);
+    }
+    let mut data = Vec::new();
+    country(&mut data, "country", "DE");
+    let second = u32::try_from(data.len()).unwrap();
+    country(&mut data, "registered_country", "FR");
+
+    // Two chains of eight bits that share their beginning: 192 is 1100_0000, 198 is 1100_0110.
+    let nodes_wanted = [(192_u8, 0_u32), (198, second)];
+    let mut nodes: Vec<[Option<u32>; 2]> = vec![[None; 2]];
+    let mut leaves = Vec::new();
+    for (first_byte, offset) in nodes_wanted {
+        let mut node = 0;
+        for bit in (1..8).rev() {
+            let side = usize::from(first_byte >> bit & 1);
+            node = match nodes[node][side] {
+                Some(next) => usize::try_from(next).unwrap(),
+                None => {
+                    nodes.push([None; 2]);
+                    nodes[node][side] = Some(u32::try_from(nodes.len() - 1).unwrap());
+                    nodes.len() - 1
+                }
+            };
+        }
+        leaves.push((node, usize::from(first_byte & 1), offset));
+    }
+    let count = u32::try_from(nodes.len()).unwrap();
+    for (node, side, offset) in leaves {
+        nodes[node][side] = Some(count + 16 + offset);
+    }
+    let mut file = Vec::new();
+    for sides in nodes {
+        for side in sides {
+            file.extend(&side.unwrap_or(count).to_be_bytes()[1..]);
+        }
+    }
+    file.extend([0; 16]);
+    file.extend(data);
+    file.extend(b"\xab\xcd\xefMaxMind.com");
+    file.push(0b111_01001);
+    let number = |file: &mut Vec<u8>, key: &str, number: u16| {
+        text(file, key);
+        file.push(0b101_00010);
+        file.extend(number.to_be_bytes());
+    };
+    number(&mut file, "binary_format_major_version", 2);
+    number(&mut file, "binary_format_minor_version", 0);
+    text(&mut file, "build_epoch");
+    file.extend([0b000_00001, 2, 1]);
+    text(&mut file, "database_type");
+    text(&mut file, "Test-Country");
+    text(&mut file, "description");
+    file.push(0b111_00000);
+    number(&mut file, "ip_version", 4);
+    text(&mut file, "languages");
+    file.extend([0b000_00000, 4]);
+    text(&mut file, "node_count");
+    file.extend([0b110_00100]);
+    file.extend(count.to_be_bytes());
+    number(&mut file, "record_size", 24);
+    fs::File::create(path).unwrap().write_all(&file).unwrap();
+}
+
+#[test]
+fn countries_are_those_of_the_real_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("countries.mmdb");
+    write_countries(&file);
+    let lines = |more: &str| {
+        format!("[network]\nforwarders = [\"127.0.0.1\"]\ncountries_file = \"{}\"\n{more}\n", file.display())
+    };
+    let (_upstream, gateway_) = gateway(&lines("countries_deny = [\"FR\"]"));
+    ask(&gateway_, b"", Some("192.0.2.1")).unwrap().ok();
+    ask(&gateway_, b"", Some("203.0.113.1")).unwrap().ok();
+    ask(&gateway_, b"", Some("198.51.100.1")).unwrap().refused(403, "unsupported_country_region_territory");
+
+    let (_upstream, gateway_) = gateway(&lines("countries_allow = [\"DE\"]\nunknown_country = \"deny\""));
+    ask(&gateway_, b"", Some("192.0.2.1")).unwrap().ok();
+    for elsewhere in ["198.51.100.1", "203.0.113.1"] {
+        let reply = ask(&gateway_, b"", Some(elsewhere)).unwrap();
+        reply.refused(403, "unsupported_country_region_territory");
+    }
+}
