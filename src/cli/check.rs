@@ -4,9 +4,10 @@ use super::Books;
 use super::failure::Failure;
 use super::output::Report;
 use crate::clock::UnixMicros;
+use crate::config::Config;
 use crate::price::{Book, SEED, SEED_NAME, file};
 use crate::server;
-use crate::store::{NewPrice, PriceRow};
+use crate::store::{NewPrice, PriceRow, Store};
 use serde::Serialize;
 
 /// Check the configuration, and warn of what would not work
@@ -33,9 +34,8 @@ impl Check {
         let config = books.config;
         server::check(config)?;
         let now = books.clock.wall();
-        let book = book(books.store.price_rows().await?, now)?;
         let mut warnings = config.warnings();
-        warnings.extend(config.unpriced(|model| book.model(model, now).is_some()));
+        warnings.extend(unpriced(config, &books.store, now).await?);
         let people = format!(
             "The configuration is good, with {}: {}, {}, {}.",
             counted(warnings.len(), "warning"),
@@ -46,6 +46,16 @@ impl Check {
         let report = Report::new(&Checked { warnings: &warnings }, people)?;
         Ok(report.with_warnings(warnings))
     }
+}
+
+/// The models that are not served, since they have no price, in words.
+pub(super) async fn unpriced(
+    config: &Config,
+    store: &Store,
+    now: UnixMicros,
+) -> Result<Vec<String>, Failure> {
+    let book = book(store.price_rows().await?, now)?;
+    Ok(config.unpriced(|model| book.model(model, now).is_some()))
 }
 
 /// The book, or where it is empty the one that a server would begin with.

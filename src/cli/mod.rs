@@ -9,6 +9,7 @@ mod account;
 mod backup;
 mod check;
 mod credit;
+mod doctor;
 mod failure;
 mod key;
 mod ledger;
@@ -71,6 +72,7 @@ struct Cli {
 enum Command {
     Serve(serve::Serve),
     Restore(backup::Restore),
+    Doctor(doctor::Doctor),
     #[command(flatten)]
     OnBooks(OnBooks),
     Man(manual::Man),
@@ -119,6 +121,7 @@ fn execute(cli: Cli) -> Result<Report, Failure> {
     match cli.command {
         Command::Serve(serve) => serve.run(cli.config),
         Command::Restore(restore) => restore.run(&Config::load(cli.config.as_deref())?),
+        Command::Doctor(doctor) => doctor.run(cli.config.as_deref()),
         Command::Man(man) => man.run(Cli::command()),
         Command::Completions(completions) => completions.run(Cli::command()),
         Command::OnBooks(OnBooks::Check(check)) => {
@@ -222,6 +225,7 @@ mod tests {
             "usage --account a@b --since 2030-01-01T00:00:00Z --limit 5".to_owned(),
             "ledger audit".to_owned(),
             "backup d".to_owned(),
+            "doctor".to_owned(),
             "restore d --accept-loss".to_owned(),
             "man d".to_owned(),
             "completions bash".to_owned(),

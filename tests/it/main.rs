@@ -18,6 +18,7 @@ mod billing;
 mod bodies;
 mod cli;
 mod crash;
+mod doctor;
 mod e2e;
 mod edge;
 mod errors;

@@ -1,0 +1,215 @@
+//! Files, disk, limits and addresses of this machine.
+
+use super::finding::Finding;
+use crate::clock::Clock;
+use crate::config::{Config, SecretRef};
+use crate::store::Store;
+use rustix::process::{Resource, getrlimit};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// Files that a process has open besides connections.
+const FILES_BESIDES: u64 = 256;
+/// A request has a connection to its client and one to its provider.
+const FILES_PER_REQUEST: u64 = 2;
+/// A wait for the disk that takes longer is felt where durability is strict.
+const SYNC_SLOW: Duration = Duration::from_millis(50);
+const SYNCS: usize = 10;
+const ASK_MAX: Duration = Duration::from_secs(1);
+
+/// Modes and owners.
+pub(super) fn files(config: &Config, path: Option<&Path>) -> Vec<Finding> {
+    let Ok(own) = fs::metadata("/proc/self").map(|found| found.uid()) else { return Vec::new() };
+    let database = Store::path(&config.store.url).ok();
+    let pepper = match &config.auth.pepper {
+        SecretRef::File(path) => Some(path.as_path()),
+        SecretRef::Env(_) | SecretRef::Credential(_) => None,
+    };
+    // What others may do at most.
+    let private =
+        [pepper, database.as_deref(), database.as_deref().and_then(Path::parent), Some(&*config.journal.dir)];
+    let mut findings: Vec<Finding> = private
+        .into_iter()
+        .flatten()
+        .filter(|path| path.exists())
+        .filter_map(|path| open_to_others(path, 0o077, "read", own))
+        .collect();
+    findings.extend(path.and_then(|path| open_to_others(path, 0o022, "change", own)));
+    if findings.is_empty() {
+        findings.push(Finding::good("files", "what is there is for its owner alone"));
+    }
+    findings
+}
+
+fn open_to_others(path: &Path, others: u32, verb: &str, own: u32) -> Option<Finding> {
+    let shown = path.display();
+    let found = match fs::metadata(path) {
+        Ok(found) => found,
+        Err(error) => {
+            return Some(Finding::fails(
+                "files",
+                format!("{shown}: {error}"),
+                "run this as the user that serves",
+            ));
+        }
+    };
+    if found.uid() != own && others == 0o077 {
+        let says = format!("{shown} belongs to user {}, this process runs as {own}", found.uid());
+        return Some(Finding::fails("files", says, "run this, and serve, as the owner of the data"));
+    }
+    let mode = found.mode() & 0o777;
+    let right = mode & !others;
+    (mode & others != 0).then(|| {
+        Finding::warns(
+            "files",
+            format!("others may {verb} {shown} (mode {mode:o})"),
+            format!("chmod {right:o} {shown}"),
+        )
+    })
+}
+
+/// Room, and how long a wait for the disk takes.
+pub(super) fn journal_disk(config: &Config, clock: &Clock) -> Vec<Finding> {
+    const WHAT: &str = "journal disk";
+    let dir = &config.journal.dir;
+    if !dir.is_dir() {
+        return vec![Finding::warns(
+            WHAT,
+            format!("{} is not there yet", dir.display()),
+            "`weir serve` makes it",
+        )];
+    }
+    let measured = rustix::fs::statvfs(dir).map_err(io::Error::from).and_then(|disk| {
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        Ok((free, taken(dir)?, slowest_sync(dir, clock)?))
+    });
+    let (free, taken, slowest) = match measured {
+        Ok(measured) => measured,
+        Err(error) => {
+            let todo = "make room, or look at the disk and at the directory's owner";
+            return vec![Finding::fails(WHAT, format!("{}: {error}", dir.display()), todo)];
+        }
+    };
+    let wanted = config.journal.max_bytes.saturating_add(config.journal.keep_bytes).saturating_sub(taken);
+    let says = format!(
+        "{} free, up to {} more may be taken; the slowest of {SYNCS} syncs took {:.1} ms",
+        size(free),
+        size(wanted),
+        slowest.as_secs_f64() * 1e3
+    );
+    vec![if free < wanted {
+        Finding::warns(WHAT, says, "make room, or lower [journal] max_bytes or keep_bytes")
+    } else if slowest > SYNC_SLOW {
+        Finding::warns(
+            WHAT,
+            says,
+            "put the journal on a faster disk: with durability = \"strict\" answers wait for it",
+        )
+    } else {
+        Finding::good(WHAT, says)
+    }]
+}
+
+/// The slowest of a few small writes that are waited for.
+fn slowest_sync(dir: &Path, clock: &Clock) -> io::Result<Duration> {
+    let path = dir.join(format!("doctor.{}", std::process::id()));
+    let measure = || {
+        let mut file = File::options().create_new(true).write(true).open(&path)?;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..SYNCS {
+            let begun = clock.now();
+            file.write_all(&[0; 4096])?;
+            file.sync_data()?;
+            slowest = slowest.max(clock.now().saturating_duration_since(begun));
+        }
+        Ok(slowest)
+    };
+    let measured = measure();
+    fs::remove_file(&path)?;
+    measured
+}
+
+/// Bytes of all files below.
+fn taken(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        // A server may remove it at this moment.
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => bytes += taken(&path).unwrap_or(0),
+            Ok(found) => bytes += found.len(),
+            Err(_) => {}
+        }
+    }
+    Ok(bytes)
+}
+
+/// What the system lets a process have.
+pub(super) fn limits(config: &Config) -> Vec<Finding> {
+    let files = getrlimit(Resource::Nofile).current;
+    let wanted = config.server.max_requests.saturating_mul(FILES_PER_REQUEST).saturating_add(FILES_BESIDES);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if config.server.threads == 0 { cores } else { config.server.threads };
+    let says = format!(
+        "{} files may be open here, max_requests = {} needs {wanted}; {threads} threads on {cores} cores",
+        files.map_or_else(|| "any number of".to_owned(), |files| files.to_string()),
+        config.server.max_requests
+    );
+    vec![if files.is_some_and(|files| files < wanted) {
+        let todo = format!(
+            "in the unit LimitNOFILE={wanted}, in a shell `ulimit -n {wanted}`; or lower max_requests"
+        );
+        Finding::warns("limits", says, todo)
+    } else if threads > cores * 2 {
+        Finding::warns("limits", says, "threads = 0 takes one per core")
+    } else {
+        Finding::good("limits", says)
+    }]
+}
+
+/// Whether the addresses are free, or a running server's.
+pub(super) async fn addresses(config: &Config) -> Vec<Finding> {
+    let all: Vec<SocketAddr> = config.server.listen.iter().copied().chain([config.admin.listen]).collect();
+    let admin = config.admin.listen;
+    let looked = tokio::task::spawn_blocking(move || {
+        let is_running = is_weir(admin);
+        all.into_iter().map(|address| address_of(address, is_running)).collect()
+    });
+    looked.await.unwrap_or_default()
+}
+
+fn address_of(address: SocketAddr, is_running: bool) -> Finding {
+    match TcpListener::bind(address) {
+        Ok(_) => Finding::good("address", format!("{address} is free")),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_running => {
+            Finding::good("address", format!("{address} is taken, and a weir runs with this [admin] listen"))
+        }
+        Err(error) => Finding::fails(
+            "address",
+            format!("{address}: {error}"),
+            "free it, or listen elsewhere; ports below 1024 need a capability",
+        ),
+    }
+}
+
+/// Whether what listens there is a weir.
+fn is_weir(admin: SocketAddr) -> bool {
+    let ask = || -> io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&admin, ASK_MAX)?;
+        stream.set_read_timeout(Some(ASK_MAX))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.take(1 << 20).read_to_string(&mut text)?;
+        Ok(text.contains("\nweir_ready "))
+    };
+    ask().unwrap_or(false)
+}
+
+fn size(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    if bytes < 10 << 30 { format!("{} MiB", bytes / MIB) } else { format!("{} GiB", bytes >> 30) }
+}
