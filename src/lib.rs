@@ -15,6 +15,7 @@ pub mod tokens;
 pub mod document;
 pub mod openai;
 pub mod metrics;
+pub mod telemetry;
 pub mod store;
 
 // Layer 2: what providers speak, what they cost, what changed.

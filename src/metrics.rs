@@ -92,6 +92,10 @@ pub struct Attempt {
     pub outcome: &'static str,
     /// Whether its connection had been used before; `None` where there was none.
     pub reused: Option<bool>,
+    /// When it began, since the head of the request.
+    pub begun: Duration,
+    /// When its outcome was known, since then; `None` where it never was.
+    pub ended: Option<Duration>,
     /// The provider is left alone from now on.
     pub opened_circuit: bool,
 }
@@ -193,6 +197,8 @@ mod tests {
             provider: ProviderName::from(provider),
             why: "weight",
             outcome: if provider == "main" { "answered" } else { "reset" },
+            begun: Duration::ZERO,
+            ended: None,
             reused: Some(provider == "main"),
             opened_circuit: provider != "main",
         })

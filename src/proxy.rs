@@ -23,6 +23,7 @@ use crate::refusal::{Kind, Refused};
 use crate::relay::{self, Body, Budget, Curfew, Unread};
 use crate::route::Model;
 use crate::settle::Bill;
+use crate::telemetry::Traces;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use attempts::Attempts;
@@ -59,6 +60,8 @@ pub struct Proxy {
     pub budget: Budget,
     /// Counters.
     pub metrics: Metrics,
+    /// Spans, where they are made.
+    pub traces: Option<Traces>,
     /// Time.
     pub clock: Clock,
     /// Requests that have arrived and are not logged yet; what a stop waits for.
@@ -260,7 +263,7 @@ impl ProxyHttp for Proxy {
             exchange.close(session, &mut ctx.trace);
         }
         relay::await_head(session);
-        ctx.trace.record(&self.metrics, &self.clock);
+        ctx.trace.record(&self.metrics, self.traces.as_ref(), &self.clock);
     }
 
     /// Errors are in the request's own line.
@@ -302,7 +305,7 @@ impl Proxy {
     /// The way of a request up to the provider, in order.
     async fn receive(&self, rules: &Rules, session: &mut Session, ctx: &mut Ctx) -> Asked<Received> {
         relay::head::check(session)?;
-        ctx.trace.arrived(session);
+        ctx.trace.arrived(session, self.traces.as_ref());
         let address = client::address(session, &rules.settings.forwarders);
         rules.origins.may_come(address)?;
         self.guard.arrived(&rules.guard, address)?;

@@ -29,6 +29,7 @@ use crate::price::Book;
 use crate::proxy::{Proxy, Rules};
 use crate::relay::{Budget, Curfew, Drains, Resolver, ResolverSettings};
 use crate::store::{Opened, Store, StoreError};
+use crate::telemetry::{BadEndpoint, Traces};
 use accept::Connections;
 use arc_swap::ArcSwap;
 use demonstration::Demonstration;
@@ -179,6 +180,7 @@ struct Parts {
     admitter: Arc<Admitter>,
     stopping: Stopping,
     demonstration: Option<Arc<Demonstration>>,
+    traces: Option<Traces>,
 }
 
 impl Parts {
@@ -216,6 +218,14 @@ impl Parts {
         books.spawn(tasks::keep_key_uses(Arc::clone(&authenticator), store.clone()));
         let resolver = Resolver::new(ResolverSettings::default());
         books.spawn(tasks::resolve(resolver.clone()));
+        let traces = settings::telemetry(config)
+            .map(|settings| {
+                let (traces, exporting) = Traces::new(&settings)?;
+                books.spawn(exporting);
+                Ok::<_, BadEndpoint>(traces)
+            })
+            .transpose()
+            .map_err(std::io::Error::other)?;
         let admitter = Admitter::new(config.server.max_requests, ledger.clone(), clock.clone());
         Ok(Parts {
             clock,
@@ -234,6 +244,7 @@ impl Parts {
             admitter: Arc::new(admitter),
             stopping: Stopping::new(config),
             demonstration,
+            traces,
         })
     }
 
@@ -248,6 +259,7 @@ impl Parts {
             in_flight: Arc::clone(&self.in_flight),
             drains: self.drains.clone(),
             clock: self.clock.clone(),
+            traces: self.traces.clone(),
             backlog_max: settings::ledger(config).backlog_max,
             journal_max: config.journal.max_bytes,
         }
@@ -273,6 +285,7 @@ impl Parts {
             book: Arc::clone(&self.book),
             budget: self.budget.clone(),
             metrics,
+            traces: self.traces.clone(),
             clock: self.clock.clone(),
             in_flight: Arc::clone(&self.in_flight),
             curfew: self.curfew.clone(),
@@ -356,6 +369,9 @@ impl Parts {
     /// Writes down all that is owed to the books, and closes them. No request may be under way.
     async fn close(&self) -> Result<(), ServeError> {
         tasks::note_key_uses(&self.authenticator, &self.store).await;
+        if let Some(traces) = &self.traces {
+            traces.close().await;
+        }
         let closed = self.ledger.close().await;
         self.store.close().await;
         tracing::info!(ok = closed.is_ok(), "stopped");

@@ -4,6 +4,7 @@ mod edge;
 mod routes;
 
 use super::loaded::Secrets;
+use super::telemetry;
 use super::{
     Admin, Auth, Config, DEFAULT_TIER, Durability, Journal, Log, LogLevel, SecretRef, Server, Store, Tier,
 };
@@ -54,6 +55,7 @@ fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
     let auth = root.table("auth", |table| auth(table, secrets));
     let journal = root.table("journal", journal);
     let log = root.table("log", log);
+    let telemetry = root.table("telemetry", telemetry::telemetry);
     let mut names = HashSet::new();
     let routing = root.table("routing", routes::routing);
     let providers = root.tables("provider", |table| routes::provider(table, &mut names, secrets));
@@ -73,6 +75,7 @@ fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
         auth,
         journal,
         log,
+        telemetry,
         routing,
         providers: providers.into_iter().flatten().collect(),
         models,
@@ -267,7 +270,7 @@ fn directory(value: Value<'_>) -> Result<PathBuf, String> {
     if path.is_empty() { Err("a path is expected".to_owned()) } else { Ok(path.into()) }
 }
 
-fn one_of<T: Copy>(value: Value<'_>, choices: &[(&str, T)]) -> Result<T, String> {
+pub(super) fn one_of<T: Copy>(value: Value<'_>, choices: &[(&str, T)]) -> Result<T, String> {
     let text = value.text()?;
     choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(|| {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
@@ -351,6 +354,7 @@ mod tests {
             assert_eq!(read.auth, default.auth);
             assert_eq!(read.journal, default.journal);
             assert_eq!(read.log, default.log);
+            assert_eq!(read.telemetry, default.telemetry);
             assert_eq!(read.routing, default.routing);
             assert_eq!(read.tiers, default.tiers);
             let minimal = parse(&with_provider(""), "weir.toml").unwrap();

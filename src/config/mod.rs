@@ -8,13 +8,17 @@
 mod edge;
 mod file;
 mod loaded;
+mod log;
 mod restart;
 mod secrets;
+mod telemetry;
 mod warnings;
 
 pub use edge::{Certificate, Countries, Networks, PlainHttp, Tls};
 pub use loaded::Loaded;
+pub use log::{Log, LogLevel};
 pub use secrets::{SecretError, SecretRef, pepper};
+pub use telemetry::Telemetry;
 
 use crate::document::Report;
 use crate::ids::{ModelName, ProviderName, TierName};
@@ -47,6 +51,8 @@ pub struct Config {
     pub journal: Journal,
     /// `[log]`
     pub log: Log,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
     /// `[routing]`
     pub routing: Routing,
     /// `[[provider]]`, by distinct names.
@@ -161,24 +167,6 @@ pub enum Durability {
     Group,
     /// It is on the disk before the answer ends.
     Strict,
-}
-
-/// What is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The least level that is written.
-    pub level: LogLevel,
-}
-
-/// How grave something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the usual ones")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 /// One upstream service.
@@ -359,6 +347,7 @@ impl Default for Config {
             auth: Auth::default(),
             journal: Journal::default(),
             log: Log::default(),
+            telemetry: Telemetry::default(),
             routing: Routing::default(),
             providers: Vec::new(),
             models: Vec::new(),
@@ -433,12 +422,6 @@ impl Default for Journal {
     }
 }
 
-impl Default for Log {
-    fn default() -> Self {
-        Log { level: LogLevel::Info }
-    }
-}
-
 impl Default for Routing {
     fn default() -> Self {
         Routing {
@@ -464,23 +447,6 @@ impl Tier {
             requests_per_minute: 600,
             tokens_per_minute: 1_000_000,
             concurrent_requests: 50,
-        }
-    }
-}
-
-impl LogLevel {
-    /// Every level.
-    pub const ALL: [LogLevel; 5] =
-        [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
-
-    /// The name in the configuration, and in tracing's filters.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            LogLevel::Error => "error",
-            LogLevel::Warn => "warn",
-            LogLevel::Info => "info",
-            LogLevel::Debug => "debug",
-            LogLevel::Trace => "trace",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a server takes from its configuration only when it starts.
 
-use super::{Admin, Auth, Config, Journal, Networks, Server, Store, Tls};
+use super::{Admin, Auth, Config, Journal, Networks, Server, Store, Telemetry, Tls};
 
 impl Config {
     /// Gives `next` the values with which this server started wherever it cannot take others while it runs, and tells which of the keys
@@ -61,6 +61,10 @@ impl Config {
         keep(max_bytes, &mut next.journal.max_bytes, "[journal] max_bytes", &mut waiting);
         keep(keep_time, &mut next.journal.keep_time, "[journal] keep_ms", &mut waiting);
         keep(keep_bytes, &mut next.journal.keep_bytes, "[journal] keep_bytes", &mut waiting);
+        let Telemetry { otlp_endpoint, traceparent } = &self.telemetry;
+        let next = &mut next.telemetry;
+        keep(otlp_endpoint, &mut next.otlp_endpoint, "[telemetry] otlp_endpoint", &mut waiting);
+        keep(traceparent, &mut next.traceparent, "[telemetry] traceparent", &mut waiting);
         waiting
     }
 }

@@ -49,6 +49,8 @@ pub enum Level {
     OwedUsd,
     OwingAccounts,
     QuarantineRows,
+    TraceSpansExported,
+    TraceSpansDropped,
     ProcessResidentBytes,
     ProcessCpuSeconds,
     ProcessOpenFds,
@@ -67,7 +69,7 @@ enum Slot {
 }
 
 /// Name and help of each level. A name in `_total` is a counter, any other a gauge.
-const DECLARED: [(Level, &str, &str); 50] = [
+const DECLARED: [(Level, &str, &str); 52] = [
     (Level::Ready, "weir_ready", "1 while every listener accepts requests, else 0."),
     (Level::ConfigReloads, "weir_config_reloads_total", "Times that the configuration was read again."),
     (
@@ -206,6 +208,16 @@ const DECLARED: [(Level, &str, &str); 50] = [
         Level::QuarantineRows,
         "weir_ledger_quarantine_rows",
         "Settled requests that were set aside by any process and wait for a person, read every half minute.",
+    ),
+    (
+        Level::TraceSpansExported,
+        "weir_trace_spans_exported_total",
+        "Spans that the collector of traces took.",
+    ),
+    (
+        Level::TraceSpansDropped,
+        "weir_trace_spans_dropped_total",
+        "Spans that the collector of traces did not get: the queue was full, or it did not take them.",
     ),
     (Level::ProcessResidentBytes, "process_resident_memory_bytes", "Resident memory of the process."),
     (Level::ProcessCpuSeconds, "process_cpu_seconds_total", "CPU time of the process, user and system."),

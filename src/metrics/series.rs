@@ -174,7 +174,7 @@ impl Series {
     }
 
     fn count_attempt(&self, families: &Families, attempt: &Attempt) {
-        let Attempt { model, provider, why, outcome, reused, opened_circuit } = attempt;
+        let Attempt { model, provider, why, outcome, reused, opened_circuit, begun: _, ended: _ } = attempt;
         let labels = [model.as_str(), provider.as_str()];
         if *opened_circuit {
             families.routing.circuits_opened.with_label_values(&labels).inc();

@@ -1,6 +1,6 @@
 //! The attempts of one request: whose turn it is, what became of each, and whether another follows.
 
-use super::trace::Trace;
+use super::trace::{ANSWERED, Trace};
 use crate::clock::{Clock, UnixMicros};
 use crate::price::ModelPrice;
 use crate::relay::{Failure, Next, Patience, Silence};
@@ -78,13 +78,13 @@ impl Attempts {
 
     /// The attempt begins. How long the provider may be silent: the end of its time is never waited beyond.
     pub(super) fn begin(&mut self, patience: &Patience, trace: &mut Trace) -> Silence {
-        let candidate = self.plan.candidate();
-        trace.attempt(&candidate.provider.name, &self.plan.model().name, self.plan.why());
+        let (candidate, now) = (self.plan.candidate(), self.clock.now());
+        trace.attempt(&candidate.provider.name, &self.plan.model().name, self.plan.why(), now);
         let silence = Silence {
             first_byte_timeout: patience.silence.first_byte_timeout.min(patience.total),
             idle_timeout: patience.silence.idle_timeout.min(patience.total),
         };
-        self.ends_by = Some((self.clock.now() + patience.total, silence));
+        self.ends_by = Some((now + patience.total, silence));
         silence
     }
 
@@ -105,11 +105,11 @@ impl Attempts {
         let now = self.clock.now();
         if (200..300).contains(&status) {
             self.plan.trial().answered(now);
-            trace.attempt_ended("answered", false);
+            trace.attempt_ended(ANSWERED, false, now);
         } else {
             let is_broken = OPERATOR_REFUSED.contains(&status);
             let opened = if is_broken { self.blame(now, None) } else { false };
-            trace.attempt_ended("refused", opened);
+            trace.attempt_ended("refused", opened, now);
         }
     }
 
@@ -137,14 +137,14 @@ impl Attempts {
         self.on_fresh_connection = false;
         let next = failure.next(self.plan.asked().retry, self.has_raced);
         if next == Next::FreshConnection && is_wanted {
-            trace.attempt_ended(failure.as_str(), false);
+            trace.attempt_ended(failure.as_str(), false, now);
             self.has_raced = true;
             self.on_fresh_connection = true;
             self.plan.trial().again(now);
             return true;
         }
         let opened = self.blame(now, come_back);
-        trace.attempt_ended(failure.as_str(), opened);
+        trace.attempt_ended(failure.as_str(), opened, now);
         is_wanted && next == Next::NextCandidate && self.advance(now, trace)
     }
 

@@ -12,6 +12,7 @@ use crate::openai::{Ask, Endpoint};
 use crate::refusal::{Kind, Limit, Refused};
 use crate::route::{Model, Why};
 use crate::settle::{STATUS_CLIENT_GONE, Settlement};
+use crate::telemetry::{Finished, Remote, Traces};
 use http::header::{CONTENT_LENGTH, HeaderName};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -35,6 +36,8 @@ pub(super) struct Trace {
     arrived_at: Instant,
     created_at: UnixMicros,
     client_request_id: Option<String>,
+    /// The client's span, where spans are made.
+    remote: Option<Remote>,
     endpoint: Option<Endpoint>,
     account: Option<AccountId>,
     key: Option<KeyId>,
@@ -69,6 +72,7 @@ impl Trace {
             arrived_at: clock.now(),
             created_at: clock.wall(),
             client_request_id: None,
+            remote: None,
             endpoint: None,
             account: None,
             key: None,
@@ -106,8 +110,10 @@ impl Trace {
     }
 
     /// Takes down what the head says.
-    pub(super) fn arrived(&mut self, session: &Session) {
+    pub(super) fn arrived(&mut self, session: &Session, traces: Option<&Traces>) {
         let headers = &session.req_header().headers;
+        self.remote =
+            traces.and_then(|traces| traces.remote(headers.get("traceparent").map(|v| v.as_bytes())));
         let declared = headers.get(CONTENT_LENGTH).is_some_and(|value| value.as_bytes() != b"0");
         if declared
             || headers.contains_key(http::header::TRANSFER_ENCODING)
@@ -154,13 +160,15 @@ impl Trace {
         self.stream = ask.stream;
     }
 
-    pub(super) fn attempt(&mut self, provider: &ProviderName, model: &ModelName, why: Why) {
+    pub(super) fn attempt(&mut self, provider: &ProviderName, model: &ModelName, why: Why, now: Instant) {
         self.attempts.push(Attempt {
             model: model.clone(),
             provider: provider.clone(),
             why: why.as_str(),
             outcome: ABANDONED,
             reused: None,
+            begun: now.saturating_duration_since(self.arrived_at),
+            ended: None,
             opened_circuit: false,
         });
     }
@@ -173,9 +181,10 @@ impl Trace {
     }
 
     /// What came of the attempt under way, and whether its provider is left alone from now on.
-    pub(super) fn attempt_ended(&mut self, outcome: &'static str, opened_circuit: bool) {
+    pub(super) fn attempt_ended(&mut self, outcome: &'static str, opened_circuit: bool, now: Instant) {
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.outcome = outcome;
+            attempt.ended = (outcome != ANSWERED).then(|| now.saturating_duration_since(self.arrived_at));
             attempt.opened_circuit = opened_circuit;
         }
     }
@@ -258,8 +267,8 @@ impl Trace {
         Ok(())
     }
 
-    /// One line in the log, one request in the metrics.
-    pub(super) fn record(&self, metrics: &Metrics, clock: &Clock) {
+    /// One line in the log, one request in the metrics, and the spans where they are made.
+    pub(super) fn record(&self, metrics: &Metrics, traces: Option<&Traces>, clock: &Clock) {
         let latency = clock.now().saturating_duration_since(self.arrived_at);
         let last = self.attempts.last();
         metrics.request_ended(&RequestEnd {
@@ -274,16 +283,41 @@ impl Trace {
             stream: self.stream,
             latency,
             ttft: self.ttft_ms.map(Duration::from_millis),
-            bill: self.settlement.as_ref().map(|s| Billed {
-                outcome: s.outcome,
-                source: s.source,
-                usage: s.usage,
-                cost: s.settled.cost,
-                over: s.settled.over,
-                fallback: s.settled.fallback,
-            }),
+            bill: self.billed(),
         });
+        if let Some(traces) = traces {
+            traces.request_ended(self.finished(latency));
+        }
         self.log(latency);
+    }
+
+    fn billed(&self) -> Option<Billed> {
+        self.settlement.as_ref().map(|s| Billed {
+            outcome: s.outcome,
+            source: s.source,
+            usage: s.usage,
+            cost: s.settled.cost,
+            over: s.settled.over,
+            fallback: s.settled.fallback,
+        })
+    }
+
+    fn finished(&self, latency: Duration) -> Finished {
+        Finished {
+            request_id: self.request_id,
+            remote: self.remote.clone(),
+            created_at: self.created_at,
+            latency,
+            endpoint: self.endpoint,
+            model: self.model.as_ref().map(|model| model.as_str().to_owned()),
+            account: self.account,
+            stream: self.stream,
+            status: self.status,
+            kind: self.kind,
+            ttft: self.ttft_ms.map(Duration::from_millis),
+            bill: self.billed(),
+            attempts: self.attempts.clone(),
+        }
     }
 
     /// Whether another model answers than the one that was asked for.
@@ -333,6 +367,8 @@ impl Trace {
     }
 }
 
+/// The outcome of an attempt of which an answer began: it goes on for as long as the request does.
+pub(super) const ANSWERED: &str = "answered";
 /// The outcome of an attempt of which no answer began before its client left or the gateway stopped.
 const ABANDONED: &str = "abandoned";
 

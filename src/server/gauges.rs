@@ -12,6 +12,7 @@ use crate::money::Picos;
 use crate::proxy::Rules;
 use crate::relay::{Budget, Drains};
 use crate::route::Standing;
+use crate::telemetry::Traces;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -38,6 +39,7 @@ pub(super) struct Sources {
     pub(super) in_flight: Arc<AtomicU64>,
     pub(super) drains: Drains,
     pub(super) clock: Clock,
+    pub(super) traces: Option<Traces>,
     pub(super) backlog_max: usize,
     /// In bytes.
     pub(super) journal_max: u64,
@@ -108,6 +110,10 @@ impl Sources {
             (Level::KeyCacheEntries, self.authenticator.entries() as f64),
             (Level::FeedStalenessSeconds, self.feed.stale_for().as_secs_f64()),
         ];
+        if let Some((exported, dropped)) = self.traces.as_ref().map(Traces::counts) {
+            levels.push((Level::TraceSpansExported, exported as f64));
+            levels.push((Level::TraceSpansDropped, dropped as f64));
+        }
         levels.extend(self.ledger());
         levels
     }

@@ -13,6 +13,7 @@ use crate::relay::{DrainSettings, HeadLimits};
 use crate::route::{HealthSettings, RetryBudgetSettings};
 use crate::secret::Pepper;
 use crate::store::Store;
+use crate::telemetry;
 use tracing::level_filters::LevelFilter;
 
 /// A journal has room for so many segments at least, so that it can go on in one while others are written to the database.
@@ -31,6 +32,12 @@ pub(super) fn log(config: &Config) -> log::Settings {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     log::Settings { level }
+}
+
+/// Where traces go, if anywhere.
+pub(super) fn telemetry(config: &Config) -> Option<telemetry::Settings> {
+    let endpoint = config.telemetry.otlp_endpoint.clone()?;
+    Some(telemetry::Settings { endpoint, parent: config.telemetry.traceparent })
 }
 
 /// Fills an empty book from the prices that come with the program.

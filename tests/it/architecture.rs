@@ -18,6 +18,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("document", 10),
     ("openai", 10),
     ("metrics", 10),
+    ("telemetry", 11),
     ("store", 10),
     ("price", 20),
     ("provider", 20),
@@ -42,6 +43,7 @@ const LAYERS: &[(&str, u32)] = &[
 const KEPT_IN: &[(&str, &[&str])] = &[
     ("pingora", &["proxy", "server", "relay", "route", "admit"]),
     ("prometheus", &["metrics"]),
+    ("opentelemetry", &["telemetry"]),
     ("sqlx", &["store"]),
     ("serde_json::Value", &["openai", "provider"]),
     ("crate::config", &["cli", "server", "config"]),

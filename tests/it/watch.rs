@@ -5,6 +5,7 @@ mod dashboard;
 mod prometheus;
 mod rules;
 mod tools;
+mod traces;
 mod traffic;
 
 use crate::support::{Connection, Request};
