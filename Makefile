@@ -88,8 +88,8 @@ package:
 	rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)/share
 	$(WEIR) man $(PACKAGE)/man
 	for shell in bash zsh fish; do $(WEIR) completions $$shell > $(PACKAGE)/weir.$$shell; done
-	sed -e 's|^#url = "sqlite:weir-data/|url = "sqlite:/var/lib/weir/|' -e 's|^#pepper = "file:weir-data/|pepper = "file:/var/lib/weir/|' \
-		-e 's|^#dir = "weir-data/|dir = "/var/lib/weir/|' -e 's|^api_key = "env:OPENAI_API_KEY"|api_key = "file:/etc/weir/openai-key"|' \
+	sed -e 's|^#url = "sqlite:weir-data/|url = "sqlite:/var/lib/weir/|' -e 's|^#pepper = "file:weir-data/|pepper = "file:/etc/weir/credentials/|' \
+		-e 's|^#dir = "weir-data/|dir = "/var/lib/weir/|' -e 's|^api_key = "env:OPENAI_API_KEY"|api_key = "file:/etc/weir/credentials/openai"|' \
 		conf/weir.toml > $(PACKAGE)/weir.toml
 	if grep -nE 'weir-data|OPENAI_API_KEY' $(PACKAGE)/weir.toml; then echo "these are not the paths of a service" >&2; exit 1; fi
 	cp -r conf/prices.toml $$(ls -d conf/grafana conf/prometheus 2> /dev/null) $(PACKAGE)/share/

@@ -17,6 +17,7 @@ mod manual;
 mod migrate;
 mod output;
 mod price;
+mod ready;
 mod serve;
 mod table;
 mod usage;
@@ -73,6 +74,7 @@ enum Command {
     Serve(serve::Serve),
     Restore(backup::Restore),
     Doctor(doctor::Doctor),
+    Ready(ready::Ready),
     #[command(flatten)]
     OnBooks(OnBooks),
     Man(manual::Man),
@@ -122,6 +124,7 @@ fn execute(cli: Cli) -> Result<Report, Failure> {
         Command::Serve(serve) => serve.run(cli.config),
         Command::Restore(restore) => restore.run(&Config::load(cli.config.as_deref())?),
         Command::Doctor(doctor) => doctor.run(cli.config.as_deref()),
+        Command::Ready(ready) => ready.run(&Config::load(cli.config.as_deref())?),
         Command::Man(man) => man.run(Cli::command()),
         Command::Completions(completions) => completions.run(Cli::command()),
         Command::OnBooks(OnBooks::Check(check)) => {
@@ -227,6 +230,7 @@ mod tests {
             "backup d".to_owned(),
             "doctor".to_owned(),
             "restore d --accept-loss".to_owned(),
+            "ready".to_owned(),
             "man d".to_owned(),
             "completions bash".to_owned(),
         ] {

@@ -1,6 +1,9 @@
-//! What a package installs beside the binary: the manual, and what makes shells complete the commands. Both come from the commands.
+//! What packages need of the binary: the manual, and what makes shells complete the commands, both made from the commands; and the
+//! question that a container's health check asks.
 
 use crate::support::cli::{Cli, shown};
+use crate::support::ports::Port;
+use crate::support::{Gateway, Upstream};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -100,4 +103,19 @@ fn a_shell_completes_commands_and_options() {
         assert!(script["script"].as_str().unwrap().contains(mark), "{shell}");
     }
     assert_eq!(cli.fails(2, &["completions", "cobol"])["code"], "usage");
+}
+
+#[test]
+fn a_health_check_tells_a_ready_server_from_none() {
+    let upstream = Upstream::start();
+    let gateway = Gateway::before(&upstream);
+    let ready = gateway.cli.run(&["ready"]);
+    assert!(ready.status.success(), "{}", shown(&ready));
+
+    let (directory, port) = (tempfile::tempdir().unwrap(), Port::take());
+    let config = directory.path().join("weir.toml");
+    fs::write(&config, format!("[admin]\nlisten = \"{}\"\n", port.address())).unwrap();
+    let error = Cli::new(directory.path(), Some(&config)).fails(1, &["ready"]);
+    assert_eq!(error["code"], "not_ready");
+    assert!(error["message"].as_str().unwrap().contains(&port.address().to_string()), "{error}");
 }

@@ -73,6 +73,8 @@ fn the_package_has_all_that_a_service_needs_and_its_configuration_is_good() {
         "usr/share/doc/weir/copyright",
         "usr/share/doc/weir/changelog.Debian.gz",
         "usr/share/weir/prices.toml",
+        "usr/share/weir/grafana/weir.json",
+        "usr/share/weir/prometheus/weir.rules.yml",
     ] {
         assert!(package.path(name).is_file(), "{name} is in the package");
     }
@@ -129,6 +131,7 @@ fn the_configuration_is_that_of_a_service(package: &Unpacked) {
     // The same with the state and the key below the scratch root, since nothing here may write to /var/lib and /etc.
     let (state, etc) = (package.path("var/lib/weir"), package.path("etc/weir"));
     fs::create_dir_all(&state).unwrap();
+    fs::create_dir_all(etc.join("credentials")).unwrap();
     let here = etc.join("here.toml");
     let config = config.replace("/var/lib/weir", state.to_str().unwrap());
     fs::write(&here, config.replace("/etc/weir", etc.to_str().unwrap())).unwrap();
@@ -139,11 +142,11 @@ fn the_configuration_is_that_of_a_service(package: &Unpacked) {
     let missing = check();
     assert_eq!(missing.status.code(), Some(3), "{}", shown(&missing));
     assert!(
-        shown(&missing).contains("/openai-key"),
+        shown(&missing).contains("/credentials/openai"),
         "the one thing that is left to do is told: {}",
         shown(&missing)
     );
-    fs::write(etc.join("openai-key"), "sk-test").unwrap();
+    fs::write(etc.join("credentials/openai"), "sk-test").unwrap();
     let checked = check();
     assert!(checked.status.success(), "{}", shown(&checked));
     assert!(state.join("weir.db").is_file());
