@@ -13,6 +13,7 @@ use weir::ledger::journal::{self, Disk, Durability, Journal, Progress, Record, S
 use weir::meter::{Fed, StreamMeter, StreamSettings, Whole};
 use weir::money::Micros;
 use weir::openai::{Answer, Ask, Endpoint, UpstreamFault, prompt_tokens, splice};
+use weir::relay::proxy_protocol::{self as head, Head};
 use weir::secret::ApiKey;
 use weir::usage::Class;
 
@@ -26,6 +27,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("body", body),
     ("answer", answer),
     ("journal", journal),
+    ("proxy_protocol", proxy_protocol),
     ("configuration", configuration),
     ("prices", prices),
     ("words", words),
@@ -256,6 +258,18 @@ impl Segment for MemorySegment {
 
     fn sync(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// What a balancer says is the same however its bytes come in, and ends where it says that it ends.
+pub(crate) fn proxy_protocol(data: &[u8]) {
+    let whole = head::parse(data);
+    let arrived =
+        (0..=data.len()).map(|have| head::parse(&data[..have])).find(|said| *said != Head::Incomplete);
+    assert_eq!(arrived.unwrap_or(Head::Incomplete), whole, "byte by byte");
+    if let Head::Whole { bytes, .. } = whole {
+        assert!(bytes <= data.len() && bytes <= head::MAX_BYTES, "{bytes} of {}", data.len());
+        assert_eq!(head::parse(&data[..bytes]), whole, "what follows is the client's");
     }
 }
 
