@@ -95,7 +95,8 @@ pub(super) async fn accept(
                 let (app, before, closing) = (Arc::clone(&app), before.clone(), closing.clone());
                 requests.spawn(async move {
                     // Until HTTP begins all that a client can do is to be late.
-                    let begun = timeout(BEGIN_MAX, begin(stream, peer, &before, place)).await;
+                    // Boxed, so that a handshake takes no room once it is over.
+                    let begun = Box::pin(timeout(BEGIN_MAX, begin(stream, peer, &before, place))).await;
                     if let Ok(Some((stream, place))) = begun {
                         serve(stream, &app, &closing).await;
                         drop(place);
