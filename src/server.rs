@@ -4,23 +4,33 @@
 //! then the books are closed. Refuses to know: what the parts do.
 
 mod accept;
+mod admin;
+mod commands;
 mod demonstration;
 mod files;
 mod gauges;
 mod greeting;
+mod handover;
 mod listen;
+mod notify;
 mod reload;
 mod rules;
+mod serving;
 mod settings;
+mod sockets;
 mod stop;
 mod tasks;
 mod tls;
+mod upgrade;
+
+pub use commands::{CommandError, upgrade};
+pub use upgrade::{Launch, TAKE_OVER};
 
 use crate::admit::{Admitter, Guard};
 use crate::authenticate::Authenticator;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
-use crate::control::admin::{Admin, Readiness};
+use crate::control::admin::Readiness;
 use crate::control::log;
 use crate::feed::Feed;
 use crate::ledger::{Ledger, LedgerError};
@@ -35,17 +45,23 @@ use arc_swap::ArcSwap;
 use demonstration::Demonstration;
 use files::Files;
 use gauges::{Gauges, Sources};
-use listen::{Listening, Running};
+use handover::{Channel, Word};
+use listen::Listening;
+use notify::Notifier;
 use reload::{HangUps, Reload, Stopping};
 use rules::{Grounds, InForce};
+use serving::Serving;
+use sockets::Sockets;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use stop::{Signals, Stop};
+use stop::Signals;
 use tls::Certificates;
-use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
+use tokio::sync::watch;
+use upgrade::Requests;
 
 /// Why the server did not start, or did not stop well.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +95,8 @@ pub enum ServeError {
 const CURFEW_MAX: Duration = Duration::from_secs(1);
 /// How long tasks that are dropped after that may take to settle their bills.
 const DROP_MAX: Duration = Duration::from_secs(2);
+/// How long a process that is ready to take over waits for the word: the other one gives it at once, or is gone.
+const GO_MAX: Duration = Duration::from_secs(10);
 /// How long work of the books that nobody waits for any more may take to be dropped.
 const BOOKS_STOP_MAX: Duration = Duration::from_secs(1);
 
@@ -94,14 +112,14 @@ pub fn check(config: &Config) -> Result<(), ServeError> {
 /// Runs until SIGTERM, SIGINT, or a failure to start.
 ///
 /// `path` is where the configuration was read, to be read again on SIGHUP.
-pub fn run(loaded: Loaded, path: Option<PathBuf>, demo: bool) -> Result<(), ServeError> {
+pub fn run(loaded: Loaded, path: Option<PathBuf>, demo: bool, launch: &Launch) -> Result<(), ServeError> {
     let (_flushed_at_the_end, verbosity) = log::init(&settings::log(&loaded.config));
     let books = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("books")
         .enable_all()
         .build()?;
-    let served = serve(loaded, path, demo, verbosity, &books);
+    let served = serve(loaded, path, demo, launch, verbosity, &books);
     books.shutdown_timeout(BOOKS_STOP_MAX);
     served
 }
@@ -111,28 +129,37 @@ fn serve(
     loaded: Loaded,
     path: Option<PathBuf>,
     demo: bool,
+    launch: &Launch,
     verbosity: log::Verbosity,
     books: &Runtime,
 ) -> Result<(), ServeError> {
-    let (mut signals, hang_ups) = {
+    let (mut signals, hang_ups, mut requests) = {
         let _on_books = books.enter();
-        (Signals::install()?, HangUps::install()?)
+        (Signals::install()?, HangUps::install()?, Requests::new()?)
     };
     let config = &loaded.config.clone();
     let Files { certificates, origins } = Files::read(config).map_err(ServeError::Files)?;
     let certificates = Arc::new(Certificates::new(certificates));
-    let listening = Listening::claim(&config.server.listen, &config.tls.listen)?;
-    let admin_listener = {
-        let _on_books = books.enter();
-        TcpListener::from_std(listen::bind(&config.admin.listen)?)?
-    };
-    let readiness = Readiness::default();
+    let (before, mut sockets) = take_over(launch)?;
+    let listening = Listening::claim(&config.server.listen, &config.tls.listen, &mut sockets)?;
+    let admin_listener = sockets.tcp(config.admin.listen)?;
+    let control = sockets.unix(&commands::path(config), commands::MODE);
+    sockets.close_unclaimed();
+    let (readiness, notifier) = (Readiness::default(), Notifier::default());
     let metrics = Metrics::new().map_err(std::io::Error::other)?;
     let gauges = Gauges::new(metrics.clone(), readiness.clone());
-    show(books, admin_listener, readiness.clone(), gauges.clone());
+    let (closing, is_closing) = watch::channel(false);
+    let show = |listener| admin::show(books, listener, readiness.clone(), gauges.clone(), is_closing.clone());
+    // While another process serves, it answers for the service.
+    let late = match &before {
+        None => show(admin_listener).map(|()| None)?,
+        Some(_) => Some(admin_listener),
+    };
 
     let parts = books.block_on(Box::pin(Parts::open(config, certificates, demo, books.handle())))?;
     gauges.ask(parts.sources(config));
+    let ledger = parts.ledger.clone();
+    readiness.ask(move || ledger.obstacle());
     books.spawn(tasks::watch_open_items(parts.store.clone(), metrics.clone()));
     let rules = Arc::new(parts.grounds().rules(&loaded, origins, None));
     reload::warn(&loaded, &parts.book.load(), &parts.clock);
@@ -140,26 +167,69 @@ fn serve(
     let rules = Arc::new(ArcSwap::new(rules));
     gauges.show_routes(Arc::clone(&rules));
     let proxy = parts.proxy(Arc::clone(&rules), metrics.clone());
+    let reloaded = parts.reloaded(rules, verbosity, metrics);
+    let notifier_of_reload = notifier.clone();
     let reload =
-        Reload { path, started: config.clone(), in_force, parts: parts.reloaded(rules, verbosity, metrics) };
-    let served = listening
-        .start(proxy, &parts.connections, &parts.certificates, &settings::listening(config))
-        .and_then(|running| {
-            books.spawn(reload.run(hang_ups));
-            parts.serve(config, books, running, &readiness, &mut signals)
-        });
+        Reload { path, started: config.clone(), in_force, parts: reloaded, notifier: notifier_of_reload };
+    let started = await_go(before.as_ref())
+        .and_then(|()| {
+            listening.start(proxy, &parts.connections, &parts.certificates, &settings::listening(config))
+        })
+        .and_then(|running| late.map(show).transpose().map(|_| running));
+    let served = started.and_then(|running| {
+        listen_for_commands(control, &requests, books, is_closing.clone());
+        books.spawn(reload.run(hang_ups));
+        let (parts, sockets) = (&parts, Arc::new(sockets));
+        Serving {
+            config,
+            parts,
+            launch,
+            books,
+            running,
+            sockets,
+            closing,
+            before,
+            readiness: readiness.clone(),
+            notifier,
+        }
+        .run(&mut signals, &mut requests)
+    });
     let closed = books.block_on(parts.close());
     served.and(closed)
 }
 
-/// Answers operators from now on, until the runtime goes.
-fn show(books: &Runtime, listener: TcpListener, readiness: Readiness, gauges: Gauges) {
-    let admin = Admin::new(readiness, move || gauges.render());
-    books.spawn(async move {
-        if let Err(fault) = admin.serve(listener).await {
-            tracing::error!(%fault, "the admin listener ended");
-        }
+/// The listeners of the process before, if there is one, and the way to speak to it.
+fn take_over(launch: &Launch) -> Result<(Option<Channel>, Sockets), ServeError> {
+    if !launch.takes_over {
+        return Ok((None, Sockets::default()));
+    }
+    let before = Channel::from_stdin()?;
+    let sockets = Sockets::inherited(before.receive()?);
+    Ok((Some(before), sockets))
+}
+
+/// Everything is open: from the word of the process before, if there is one, this one accepts.
+fn await_go(before: Option<&Channel>) -> Result<(), ServeError> {
+    let Some(before) = before else { return Ok(()) };
+    before.say(Word::Ready)?;
+    Ok(before.hear(Word::Go, GO_MAX)?)
+}
+
+/// A process that cannot be told by commands serves all the same.
+fn listen_for_commands(
+    control: Result<UnixListener, ServeError>,
+    requests: &Requests,
+    books: &Runtime,
+    closing: watch::Receiver<bool>,
+) {
+    let listener = control.and_then(|control| {
+        let _on_books = books.enter();
+        Ok(tokio::net::UnixListener::from_std(control)?)
     });
+    match listener {
+        Ok(listener) => drop(books.spawn(commands::answer(listener, requests.asking(), closing))),
+        Err(error) => tracing::warn!(%error, "commands do not reach this process; SIGUSR2 still upgrades it"),
+    }
 }
 
 /// What outlives the requests.
@@ -181,6 +251,7 @@ struct Parts {
     stopping: Stopping,
     demonstration: Option<Arc<Demonstration>>,
     traces: Option<Traces>,
+    upgrade_failures: Arc<AtomicU64>,
 }
 
 impl Parts {
@@ -245,6 +316,7 @@ impl Parts {
             stopping: Stopping::new(config),
             demonstration,
             traces,
+            upgrade_failures: Arc::default(),
         })
     }
 
@@ -258,6 +330,7 @@ impl Parts {
             certificates: Arc::clone(&self.certificates),
             in_flight: Arc::clone(&self.in_flight),
             drains: self.drains.clone(),
+            upgrade_failures: Arc::clone(&self.upgrade_failures),
             clock: self.clock.clone(),
             traces: self.traces.clone(),
             backlog_max: settings::ledger(config).backlog_max,
@@ -312,58 +385,6 @@ impl Parts {
             clock: self.clock.clone(),
             stopping: self.stopping.clone(),
         }
-    }
-
-    /// From the first look whether the listeners accept to the drop of the last request.
-    fn serve(
-        &self,
-        config: &Config,
-        books: &Runtime,
-        mut running: Running,
-        readiness: &Readiness,
-        signals: &mut Signals,
-    ) -> Result<(), ServeError> {
-        readiness.set(true);
-        greeting::say(config, self.demonstration.as_deref());
-        let told = books.block_on(async {
-            tokio::select! {
-                told = signals.next() => Ok(told),
-                // Nothing more can be served. Whoever supervises the process starts a new one.
-                () = self.ledger.fenced() => Err(ServeError::Ledger(LedgerError::Fenced)),
-                () = running.ended() => Err(ServeError::System(std::io::Error::other("the listeners ended by themselves"))),
-            }
-        });
-        readiness.set(false);
-        let drain_timeout = self.stopping.begin();
-        running.close();
-        let drain = match told {
-            Ok(Stop::Drain) | Err(ServeError::Ledger(LedgerError::Fenced)) => drain_timeout,
-            Ok(Stop::Now) | Err(_) => Duration::ZERO,
-        };
-        tracing::info!(
-            under_way = self.under_way(),
-            drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX),
-            "stopping"
-        );
-        let have_ended = books.block_on(async {
-            if signals.drain(&self.in_flight, drain).await {
-                return true;
-            }
-            self.curfew.call();
-            signals.drain(&self.in_flight, CURFEW_MAX).await
-        });
-        if !have_ended {
-            tracing::warn!(
-                under_way = self.under_way(),
-                "requests are dropped; each is billed what has passed"
-            );
-        }
-        running.stop(DROP_MAX);
-        told.map(|_| ())
-    }
-
-    fn under_way(&self) -> u64 {
-        self.in_flight.load(Ordering::Acquire)
     }
 
     /// Writes down all that is owed to the books, and closes them. No request may be under way.

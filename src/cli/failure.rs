@@ -2,7 +2,7 @@
 
 use crate::config::{ConfigError, SecretError};
 use crate::ledger::{BackupError, LedgerError};
-use crate::server::ServeError;
+use crate::server::{CommandError, ServeError};
 use crate::store::StoreError;
 
 /// Exit statuses other than 0. They are a contract with scripts and service managers.
@@ -70,6 +70,7 @@ impl From<LedgerError> for Failure {
             LedgerError::Replay { .. } => Failure::new("replay", error.to_string()),
             LedgerError::NotWritten(_) => Failure::new("not_written", error.to_string()),
             LedgerError::Fenced => Failure::new("fenced", error.to_string()),
+            LedgerError::TaskEnded(_) => Failure::new("task_ended", error.to_string()),
             LedgerError::InUse(_) => Failure::new("in_use", error.to_string()),
         }
     }
@@ -84,6 +85,15 @@ impl From<BackupError> for Failure {
             BackupError::Damaged { .. } => Failure::new("damaged", error.to_string()),
             BackupError::InUse(_) => Failure::new("in_use", error.to_string()),
             BackupError::Loss(_) => Failure::new("loss", error.to_string()),
+        }
+    }
+}
+
+impl From<CommandError> for Failure {
+    fn from(error: CommandError) -> Failure {
+        match error {
+            CommandError::Nobody { .. } => Failure::new("not_running", error.to_string()),
+            CommandError::Failed(_) => Failure::new("upgrade_failed", error.to_string()),
         }
     }
 }

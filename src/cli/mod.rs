@@ -20,6 +20,7 @@ mod price;
 mod ready;
 mod serve;
 mod table;
+mod upgrade;
 mod usage;
 mod values;
 
@@ -72,6 +73,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Upgrade(upgrade::Upgrade),
     Restore(backup::Restore),
     Doctor(doctor::Doctor),
     Ready(ready::Ready),
@@ -113,15 +115,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(&arguments) {
         Ok(cli) => {
             let output = Output::new(cli.json);
-            output.say(&execute(cli))
+            output.say(&execute(cli, &arguments))
         }
         Err(error) => Output::new(asks_for_json(&arguments)).arguments(&error),
     }
 }
 
-fn execute(cli: Cli) -> Result<Report, Failure> {
+fn execute(cli: Cli, arguments: &[OsString]) -> Result<Report, Failure> {
     match cli.command {
-        Command::Serve(serve) => serve.run(cli.config),
+        Command::Serve(serve) => serve.run(cli.config, arguments),
+        Command::Upgrade(upgrade) => upgrade.run(&Config::load(cli.config.as_deref())?),
         Command::Restore(restore) => restore.run(&Config::load(cli.config.as_deref())?),
         Command::Doctor(doctor) => doctor.run(cli.config.as_deref()),
         Command::Ready(ready) => ready.run(&Config::load(cli.config.as_deref())?),
@@ -212,6 +215,8 @@ mod tests {
         for line in [
             "serve".to_owned(),
             "serve --demo".to_owned(),
+            "serve --take-over".to_owned(),
+            "upgrade".to_owned(),
             "check".to_owned(),
             "migrate".to_owned(),
             "account create --email a@b --tier t".to_owned(),

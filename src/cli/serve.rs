@@ -3,8 +3,10 @@
 use super::failure::Failure;
 use super::output::Report;
 use crate::config::Loaded;
-use crate::server;
-use std::path::PathBuf;
+use crate::server::{self, Launch, TAKE_OVER};
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 /// Serve requests until SIGTERM or Ctrl-C
 ///
@@ -23,12 +25,30 @@ pub(super) struct Serve {
     /// The account is demo@weir.invalid. Each start makes a new key and revokes the last one. Nothing leaves this machine.
     #[arg(long)]
     demo: bool,
+    /// Take the listeners over from the process that started this one; `weir upgrade` uses it
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 impl Serve {
-    pub(super) fn run(self, path: Option<PathBuf>) -> Result<Report, Failure> {
+    /// `arguments` are all of the process, the first of them its program.
+    pub(super) fn run(self, path: Option<PathBuf>, arguments: &[OsString]) -> Result<Report, Failure> {
+        let launch = Launch {
+            program: program(arguments.first())
+                .map_err(|error| Failure::new("system", format!("the path of this program: {error}")))?,
+            arguments: arguments.iter().skip(1).filter(|argument| *argument != TAKE_OVER).cloned().collect(),
+            takes_over: self.take_over,
+        };
         let loaded = Loaded::read(path.as_deref())?;
-        server::run(loaded, path, self.demo)?;
+        server::run(loaded, path, self.demo, &launch)?;
         Report::done("")
+    }
+}
+
+/// Where this program was started from: a path stays as it was told, so that a link that is set to another version leads there.
+fn program(told: Option<&OsString>) -> std::io::Result<PathBuf> {
+    match told.map(Path::new) {
+        Some(path) if path.components().count() > 1 || path.is_absolute() => std::path::absolute(path),
+        _ => env::current_exe(),
     }
 }

@@ -138,7 +138,11 @@ fn server(table: &mut Table<'_>) -> Server {
             default.client_gone_max_requests,
             0..=1_000_000,
         ),
+        stop_delay: table
+            .optional("stop_delay_ms", |value| value.integer(0..=600_000))
+            .map_or(default.stop_delay, Duration::from_millis),
         drain_timeout: time(table, "drain_timeout_ms", default.drain_timeout),
+        upgrade_timeout: time(table, "upgrade_timeout_ms", default.upgrade_timeout),
         max_stale: time(table, "max_stale_ms", default.max_stale),
         max_stream_time: time(table, "max_stream_time_ms", default.max_stream_time),
     };

@@ -108,8 +108,12 @@ pub struct Server {
     pub client_gone_max_bytes: usize,
     /// How many providers are read on at a time; 0 leaves each with its client.
     pub client_gone_max_requests: usize,
-    /// How long requests under way may go on after SIGTERM.
+    /// From SIGTERM, when the process says that it is not ready, to the close of its listeners.
+    pub stop_delay: Duration,
+    /// How long requests under way may go on after that.
     pub drain_timeout: Duration,
+    /// How long a new process may take to get ready, before an upgrade is called off.
+    pub upgrade_timeout: Duration,
     /// How long the gateway goes on admitting while it cannot see changes in the database.
     pub max_stale: Duration,
     /// How long an answer may take; then it ends, billed for what passed.
@@ -380,7 +384,9 @@ impl Default for Server {
             client_gone_timeout: Duration::from_secs(60),
             client_gone_max_bytes: 16 << 20,
             client_gone_max_requests: 1_000,
+            stop_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(60),
+            upgrade_timeout: Duration::from_secs(60),
             max_stale: Duration::from_secs(900),
             max_stream_time: Duration::from_secs(3_600),
         }

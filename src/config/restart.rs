@@ -30,7 +30,9 @@ impl Config {
             client_gone_timeout: _,
             client_gone_max_bytes: _,
             client_gone_max_requests: _,
+            stop_delay,
             drain_timeout: _,
+            upgrade_timeout,
             max_stale,
             max_stream_time,
         } = &self.server;
@@ -40,6 +42,9 @@ impl Config {
         if *keepalive_timeout != server.keepalive_timeout {
             waiting.push("[server] keepalive_timeout_ms for HTTP/2");
         }
+        keep(stop_delay, &mut server.stop_delay, "[server] stop_delay_ms", &mut waiting);
+        let upgrade_timeout_ms = "[server] upgrade_timeout_ms";
+        keep(upgrade_timeout, &mut server.upgrade_timeout, upgrade_timeout_ms, &mut waiting);
         keep(max_stale, &mut server.max_stale, "[server] max_stale_ms", &mut waiting);
         let max_stream_time_ms = "[server] max_stream_time_ms";
         keep(max_stream_time, &mut server.max_stream_time, max_stream_time_ms, &mut waiting);

@@ -1,7 +1,7 @@
 //! The listener for operators and their machines: `/metrics`, `/healthz`, `/readyz`.
 //!
-//! Promises: `/healthz` is 200 while the process can answer at all; `/readyz` is 200 only while every listener accepts. Refuses to
-//! know: clients. The listener is not for them, and has neither keys nor limits.
+//! Promises: `/healthz` is 200 while the process can answer at all; `/readyz` is 200 only while every listener accepts and this process
+//! can serve, else 503 with a line that says why. Refuses to know: clients. The listener is not for them, and has neither keys nor limits.
 
 use axum::Router;
 use axum::extract::State;
@@ -9,13 +9,20 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::routing::get;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::net::TcpListener;
 
 /// Whether the process takes requests. Cheap to clone; clones say the same.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<Serving>);
+
+#[derive(Default)]
+struct Serving {
+    is_serving: AtomicBool,
+    /// Told by whoever can be in the way of serving.
+    obstacle: OnceLock<Box<dyn Fn() -> Option<&'static str> + Send + Sync>>,
+}
 
 /// What the listener shows.
 #[derive(Clone)]
@@ -28,14 +35,27 @@ pub struct Admin {
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 impl Readiness {
-    /// From now on this is the answer.
-    pub fn set(&self, is_ready: bool) {
-        self.0.store(is_ready, Ordering::Release);
+    /// From now on the listeners accept, or not.
+    pub fn set(&self, is_serving: bool) {
+        self.0.is_serving.store(is_serving, Ordering::Release);
+    }
+
+    /// From now on this is asked for what is in the way, as well. The first one stays.
+    pub fn ask(&self, obstacle: impl Fn() -> Option<&'static str> + Send + Sync + 'static) {
+        self.0.obstacle.get_or_init(|| Box::new(obstacle));
+    }
+
+    /// Why the process takes no requests, if it does not.
+    pub fn obstacle(&self) -> Option<&'static str> {
+        if !self.0.is_serving.load(Ordering::Acquire) {
+            return Some("the listeners do not accept: the process starts or stops");
+        }
+        self.0.obstacle.get().and_then(|obstacle| obstacle())
     }
 
     /// Whether the process takes requests.
     pub fn is_ready(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.obstacle().is_none()
     }
 }
 
@@ -48,13 +68,17 @@ impl Admin {
         Admin { readiness, metrics: Arc::new(metrics) }
     }
 
-    /// Answers until it is dropped.
+    /// Answers until it is dropped, or told to close: then what is being answered ends by itself.
     ///
     /// # Errors
     ///
     /// The listener itself broke.
-    pub async fn serve(self, listener: TcpListener) -> io::Result<()> {
-        axum::serve(listener, self.routes()).await
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        closed: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        axum::serve(listener, self.routes()).with_graceful_shutdown(closed).await
     }
 
     fn routes(self) -> Router {
@@ -66,11 +90,10 @@ impl Admin {
     }
 }
 
-async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
-    if admin.readiness.is_ready() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
+    match admin.readiness.obstacle() {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {obstacle}\n")),
     }
 }
 
@@ -104,10 +127,19 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let readiness = Readiness::default();
-        let serving = Admin::new(readiness.clone(), || Ok("weir_ready 0\n".to_owned())).serve(listener);
+        let serving = Admin::new(readiness.clone(), || Ok("weir_ready 0\n".to_owned()))
+            .serve(listener, std::future::pending());
         let asking = async {
             assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 503 "));
             readiness.set(true);
+            assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 200 "));
+            let is_full = Arc::new(AtomicBool::new(true));
+            let told = Arc::clone(&is_full);
+            readiness.ask(move || told.load(Ordering::Relaxed).then_some("the journal cannot be written"));
+            let answer = ask(address, "/readyz").await;
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+            assert!(answer.ends_with("not ready: the journal cannot be written\n"), "{answer}");
+            is_full.store(false, Ordering::Relaxed);
             assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 200 "));
             readiness.set(false);
             assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 503 "));

@@ -22,6 +22,7 @@ mod refund;
 mod restore;
 mod rows;
 mod spending;
+mod tasks;
 mod tend;
 mod writer;
 
@@ -54,8 +55,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tasks::Tasks;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use writer::Queue;
 
 /// Where the journal is and what it may take.
@@ -164,6 +165,11 @@ pub enum LedgerError {
     /// The database has this process's session as ended: another process took it for lost.
     #[error("the database has the session of this process as ended; a new start begins another one")]
     Fenced,
+    /// A task that the books cannot do without is gone.
+    #[error(
+        "a task of the books ({0}) has ended by itself; what is settled is in the journal, and a new start goes on from there"
+    )]
+    TaskEnded(&'static str),
     /// The refund cannot be paid now.
     #[error("{0}")]
     InUse(String),
@@ -233,7 +239,7 @@ struct Inner {
     queue: Queue,
     counts: Counts,
     heart: Heart,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Tasks,
 }
 
 #[derive(Default)]
@@ -305,7 +311,7 @@ impl Ledger {
             queue: Queue::default(),
             counts: Counts::default(),
             heart,
-            tasks: Mutex::default(),
+            tasks: Tasks::default(),
         }));
         ledger.0.note_recovered(&recovered);
         ledger.0.start_tasks();
@@ -319,7 +325,8 @@ impl Ledger {
         let is_full = inner.counts.backlog.load(Ordering::Relaxed) >= inner.settings.backlog_max as u64;
         let is_blind = inner.feed.stale_for() > inner.settings.max_stale
             || inner.heart.silent_for(&inner.clock) > inner.settings.max_stale;
-        if is_full || is_blind || inner.heart.is_fenced.load(Ordering::Relaxed) {
+        let is_broken = inner.heart.is_fenced.load(Ordering::Relaxed) || inner.tasks.ended().is_some();
+        if is_full || is_blind || is_broken {
             return Err(Shortage::Backlog);
         }
         Ok(())
@@ -364,22 +371,46 @@ impl Ledger {
         claim::claim(&self.0, account, key, request).await
     }
 
-    /// Waits until the database has this session as ended. Nothing is admitted from then on, and never again in this process.
-    pub async fn fenced(&self) {
-        while !self.0.heart.is_fenced.load(Ordering::Relaxed) {
-            tokio::time::sleep(FENCE_LOOK_EVERY).await;
+    /// Waits until the books cannot go on: the database has this session as ended, or one of their tasks is gone. Nothing is admitted
+    /// from then on, and never again in this process.
+    pub async fn broken(&self) -> LedgerError {
+        loop {
+            if self.0.heart.is_fenced.load(Ordering::Relaxed) {
+                return LedgerError::Fenced;
+            }
+            if let Some(task) = self.0.tasks.ended() {
+                return LedgerError::TaskEnded(task);
+            }
+            tokio::time::sleep(BROKEN_LOOK_EVERY).await;
         }
+    }
+
+    /// Why this process should get no more requests, if it should not. That the database is away is no such reason.
+    pub fn obstacle(&self) -> Option<&'static str> {
+        let inner = &self.0;
+        if inner.tasks.ended().is_some() {
+            Some("a task of the books has ended")
+        } else if inner.heart.is_fenced.load(Ordering::Relaxed) {
+            Some("the database has the session of this process as ended")
+        } else if inner.journal.stats().is_failed {
+            Some("the journal cannot be written")
+        } else if inner.counts.backlog.load(Ordering::Relaxed) >= inner.settings.backlog_max as u64 {
+            Some("too many settlements wait for the database")
+        } else {
+            None
+        }
+    }
+
+    /// How often the batched writer's loop has turned. It turns more than once in two seconds, also while the database is away.
+    pub fn writer_turns(&self) -> u64 {
+        self.0.tasks.writer_turns.load(Ordering::Relaxed)
     }
 
     /// Writes everything that is settled to the database, returns the leases, and ends the session. Holds that are open then stay in the
     /// journal, for the next start to bill.
     pub async fn close(&self) -> Result<(), LedgerError> {
-        let tasks = std::mem::take(&mut *self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        for task in tasks {
-            task.abort();
-            // Aborted on purpose: what it was doing is taken up below.
-            let _aborted = task.await;
-        }
+        // What they were doing is taken up below.
+        self.0.tasks.stop().await;
         let mut left = writer::drain(&self.0).await;
         self.0.journal.stop();
         let open = self.0.counts.open_holds.load(Ordering::Acquire);
@@ -450,8 +481,8 @@ impl Heart {
     }
 }
 
-/// Between two looks whether the session has been ended by another.
-const FENCE_LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks whether the books can go on.
+const BROKEN_LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Whole micro-dollars that cover this amount.
 fn micros_for(amount: Picos) -> Micros {

@@ -29,18 +29,18 @@ const FIRST_AUDIT: Duration = Duration::from_secs(60);
 
 impl Inner {
     pub(super) fn start_tasks(self: &Arc<Self>) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut start =
-            |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| tasks.push(self.books.spawn(task));
-        start(Box::pin(writer::run(Arc::clone(self))));
-        start(Box::pin(beat(Arc::clone(self))));
-        start(Box::pin(note_holds(Arc::clone(self))));
-        start(Box::pin(answer_recalls(Arc::clone(self))));
-        start(Box::pin(return_idle(Arc::clone(self))));
-        start(Box::pin(audit_at_times(Arc::clone(self))));
-        start(Box::pin(spending::follow(Arc::clone(self))));
-        start(Box::pin(sweep(Arc::clone(self))));
-        start(Box::pin(prune(Arc::clone(self))));
+        let start = |name, task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            self.tasks.start(&self.books, name, task);
+        };
+        start("writer", Box::pin(writer::run(Arc::clone(self))));
+        start("heartbeat", Box::pin(beat(Arc::clone(self))));
+        start("notes of holds", Box::pin(note_holds(Arc::clone(self))));
+        start("answers to recalls", Box::pin(answer_recalls(Arc::clone(self))));
+        start("returns of idle credit", Box::pin(return_idle(Arc::clone(self))));
+        start("audit", Box::pin(audit_at_times(Arc::clone(self))));
+        start("spend of keys", Box::pin(spending::follow(Arc::clone(self))));
+        start("sweep", Box::pin(sweep(Arc::clone(self))));
+        start("removal of old journals", Box::pin(prune(Arc::clone(self))));
     }
 
     /// A few beats fit into the time for which a silent database is borne.

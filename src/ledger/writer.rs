@@ -48,6 +48,8 @@ const ROWS_MAX_BEHIND: usize = 5_000;
 const GATHER: Duration = Duration::from_millis(40);
 /// After how long without rows the writer must be woken.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// The loop turns at least so often: who watches over the process sees by it that the writer lives.
+const TURN_EVERY: Duration = Duration::from_secs(1);
 /// Between two tries while the database does not take a batch.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// How long a stop waits for the database to take what is settled.
@@ -111,6 +113,7 @@ impl Queue {
 pub(super) async fn run(inner: Arc<Inner>) {
     let mut idle_since = inner.clock.now();
     loop {
+        inner.tasks.writer_turns.fetch_add(1, Ordering::Relaxed);
         if inner.queue.len() == 0 {
             if inner.clock.now().saturating_duration_since(idle_since) < IDLE_AFTER {
                 tokio::time::sleep(GATHER).await;
@@ -119,12 +122,14 @@ pub(super) async fn run(inner: Arc<Inner>) {
             inner.queue.is_writer_asleep.store(true, Ordering::Release);
             // A row that came between the look and the store has not woken anyone.
             if inner.queue.len() == 0 {
-                inner.queue.arrived.notified().await;
+                // Whether it is woken or turns by itself makes no difference.
+                let _ended = tokio::time::timeout(TURN_EVERY, inner.queue.arrived.notified()).await;
             }
             inner.queue.is_writer_asleep.store(false, Ordering::Release);
         }
         tokio::time::sleep(GATHER).await;
         while inner.queue.len() > 0 {
+            inner.tasks.writer_turns.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = write_some(&inner).await {
                 inner.counts.batch_failures.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, backlog = inner.queue.len(), "the database did not take a batch; it is tried again");

@@ -46,6 +46,7 @@ pub enum Level {
     LedgerTornBytes,
     LedgerAuditDriftUsd,
     LedgerFenced,
+    UpgradeFailures,
     OwedUsd,
     OwingAccounts,
     QuarantineRows,
@@ -69,7 +70,7 @@ enum Slot {
 }
 
 /// Name and help of each level. A name in `_total` is a counter, any other a gauge.
-const DECLARED: [(Level, &str, &str); 52] = [
+const DECLARED: [(Level, &str, &str); 53] = [
     (Level::Ready, "weir_ready", "1 while every listener accepts requests, else 0."),
     (Level::ConfigReloads, "weir_config_reloads_total", "Times that the configuration was read again."),
     (
@@ -218,6 +219,11 @@ const DECLARED: [(Level, &str, &str); 52] = [
         Level::TraceSpansDropped,
         "weir_trace_spans_dropped_total",
         "Spans that the collector of traces did not get: the queue was full, or it did not take them.",
+    ),
+    (
+        Level::UpgradeFailures,
+        "weir_upgrade_failures_total",
+        "Upgrades after which this process served on, since the new one did not take over.",
     ),
     (Level::ProcessResidentBytes, "process_resident_memory_bytes", "Resident memory of the process."),
     (Level::ProcessCpuSeconds, "process_cpu_seconds_total", "CPU time of the process, user and system."),

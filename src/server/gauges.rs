@@ -38,6 +38,7 @@ pub(super) struct Sources {
     pub(super) certificates: Arc<Certificates>,
     pub(super) in_flight: Arc<AtomicU64>,
     pub(super) drains: Drains,
+    pub(super) upgrade_failures: Arc<AtomicU64>,
     pub(super) clock: Clock,
     pub(super) traces: Option<Traces>,
     pub(super) backlog_max: usize,
@@ -108,6 +109,7 @@ impl Sources {
             (Level::KeyCacheMisses, count(&keys.misses)),
             (Level::KeyCacheRefusals, count(&keys.refused)),
             (Level::KeyCacheEntries, self.authenticator.entries() as f64),
+            (Level::UpgradeFailures, count(&self.upgrade_failures)),
             (Level::FeedStalenessSeconds, self.feed.stale_for().as_secs_f64()),
         ];
         if let Some((exported, dropped)) = self.traces.as_ref().map(Traces::counts) {

@@ -1,11 +1,12 @@
 //! The listeners, and their stop: Pingora's proxy on a runtime of its own, so that the end of the process is ours to decide.
 //!
 //! Pingora's own `Server` sleeps the whole grace period after SIGTERM, also when nothing is under way, and then ends the process; so
-//! connections are accepted here and handed to it. The sockets are bound once, before anything else is done, and connections queue
-//! in the kernel until somebody accepts them.
+//! connections are accepted here and handed to it. The sockets are there before anything else is done, and connections queue in the
+//! kernel until somebody accepts them.
 
 use super::ServeError;
 use super::accept::{self, Before, Connections, accept};
+use super::sockets::Sockets;
 use super::tls::{self, Certificates};
 use crate::authenticate::Network;
 use crate::proxy::Proxy;
@@ -52,8 +53,14 @@ pub(super) struct Running {
 
 impl Listening {
     /// Takes every address, for plain HTTP and for TLS.
-    pub(super) fn claim(plain: &[SocketAddr], tls: &[SocketAddr]) -> Result<Self, ServeError> {
-        let all = |addresses: &[SocketAddr]| addresses.iter().map(bind).collect::<Result<_, _>>();
+    pub(super) fn claim(
+        plain: &[SocketAddr],
+        tls: &[SocketAddr],
+        sockets: &mut Sockets,
+    ) -> Result<Self, ServeError> {
+        let mut all = |addresses: &[SocketAddr]| {
+            addresses.iter().map(|address| sockets.tcp(*address)).collect::<Result<_, _>>()
+        };
         Ok(Listening { plain: all(plain)?, tls: all(tls)? })
     }
 
@@ -124,12 +131,4 @@ impl Running {
     pub(super) fn stop(self, most: Duration) {
         self.runtime.shutdown_timeout(most);
     }
-}
-
-/// Takes an address: from now on connections to it queue in the kernel.
-pub(super) fn bind(address: &SocketAddr) -> Result<TcpListener, ServeError> {
-    let failed = |cause| ServeError::Listen { address: address.to_string(), cause };
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
 }

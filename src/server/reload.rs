@@ -7,6 +7,7 @@
 
 use super::accept::Connections;
 use super::files::Files;
+use super::notify::Notifier;
 use super::rules::{Grounds, InForce};
 use super::settings;
 use super::tls::Certificates;
@@ -37,6 +38,8 @@ pub(super) struct Reload {
     pub(super) started: Config,
     pub(super) in_force: InForce,
     pub(super) parts: Parts,
+    /// Hears of each reload.
+    pub(super) notifier: Notifier,
 }
 
 /// Who is told of a new configuration, besides the rules that are made of it.
@@ -104,7 +107,9 @@ impl Reload {
             if self.parts.stopping.0.has_begun.load(Ordering::Acquire) {
                 tracing::info!("SIGHUP: the process is stopping, the configuration is not read again");
             } else {
+                self.notifier.reloading();
                 self.once().await;
+                self.notifier.ready("serving");
             }
         }
     }

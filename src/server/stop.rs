@@ -1,7 +1,6 @@
 //! How the process is told to stop, and how long what is under way may go on.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -12,6 +11,17 @@ pub(super) enum Stop {
     Drain,
     /// SIGINT: end them now.
     Now,
+}
+
+/// How a wait for the end of what is under way came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// Nothing is under way.
+    All,
+    /// The time is over.
+    TimeOver,
+    /// Whoever is impatient said so: the second signal hurries.
+    Told(Stop),
 }
 
 /// The signals that stop the process.
@@ -46,19 +56,18 @@ impl Signals {
         }
     }
 
-    /// Waits until no request is under way. `false` when the time is over, or a signal said not to wait.
-    pub(super) async fn drain(&mut self, in_flight: &AtomicU64, most: Duration) -> bool {
+    /// Waits until this has ended, which is looked at again and again, for at most so long or until the next signal.
+    pub(super) async fn drain(&mut self, has_ended: impl Fn() -> bool, most: Duration) -> Drained {
         let all_ended = async {
-            while in_flight.load(Ordering::Acquire) > 0 {
+            while !has_ended() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
-        let hurried = async { while self.next().await != Stop::Now {} };
         tokio::select! {
             biased;
-            () = all_ended => true,
-            () = hurried => false,
-            () = tokio::time::sleep(most) => false,
+            () = all_ended => Drained::All,
+            stop = self.next() => Drained::Told(stop),
+            () = tokio::time::sleep(most) => Drained::TimeOver,
         }
     }
 }

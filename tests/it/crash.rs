@@ -14,17 +14,12 @@ mod restored;
 mod sibling;
 mod witness;
 
-use crate::support::Gateway;
 use crate::support::cli::shown;
+use crate::support::{Gateway, number, signal};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
-
-/// A number that whoever runs the tests may set.
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
-}
 
 /// How long the database is away.
 fn away_time() -> Duration {
@@ -48,22 +43,16 @@ fn tail(gateway: &Gateway) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// Sends a signal to a process.
-fn signal(name: &str, process_id: u32) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &process_id.to_string()]).status();
-    assert!(sent.is_ok_and(|status| status.success()), "SIG{name} is sent");
-}
-
 /// Another process that has the write lock of the database until this is dropped.
 #[derive(Debug)]
-struct WriteLock {
+pub(crate) struct WriteLock {
     process: Child,
     /// Its end is what the process waits for.
     _until: ChildStdin,
 }
 
 impl WriteLock {
-    fn take(gateway: &Gateway) -> WriteLock {
+    pub(crate) fn take(gateway: &Gateway) -> WriteLock {
         let program = "import sqlite3, sys\n\
             db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)\n\
             db.execute('BEGIN IMMEDIATE')\n\
@@ -85,7 +74,7 @@ impl WriteLock {
     }
 
     /// Lets go of it.
-    fn release(mut self) {
+    pub(crate) fn release(mut self) {
         assert!(self.process.try_wait().unwrap().is_none(), "the lock was held all the time");
     }
 }

@@ -43,4 +43,6 @@ mod routing;
 mod sdk_errors;
 mod simulation;
 mod streams;
+mod systemd;
+mod upgrade;
 mod watch;

@@ -15,12 +15,20 @@ pub(crate) struct Cli {
     config: Option<PathBuf>,
     /// Certificates that providers are trusted by, in place of the machine's.
     trusted: Option<PathBuf>,
+    program: PathBuf,
+    variables: Vec<(String, String)>,
 }
 
 impl Cli {
     /// Runs in this directory, with `--config` where there is a file.
     pub(crate) fn new(directory: &Path, config: Option<&Path>) -> Cli {
-        Cli { directory: directory.to_owned(), config: config.map(Path::to_owned), trusted: None }
+        Cli {
+            directory: directory.to_owned(),
+            config: config.map(Path::to_owned),
+            trusted: None,
+            program: env!("CARGO_BIN_EXE_weir").into(),
+            variables: Vec::new(),
+        }
     }
 
     /// Trusts providers with the certificates in this file, and no others.
@@ -28,9 +36,19 @@ impl Cli {
         self.trusted = Some(certificates.to_owned());
     }
 
+    /// Runs the program that is at this path from now on.
+    pub(crate) fn program(&mut self, path: &Path) {
+        self.program = path.to_owned();
+    }
+
+    /// Sets a variable of the environment.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
     /// The command with these arguments, not yet started.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let mut command = Command::new(&self.program);
         self.prepare(&mut command, arguments);
         command
     }
@@ -65,6 +83,7 @@ impl Cli {
     }
 
     fn prepare(&self, command: &mut Command, arguments: &[&str]) {
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.args(arguments).current_dir(&self.directory).env(PROVIDER_KEY_VARIABLE, PROVIDER_KEY);
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);

@@ -2,8 +2,10 @@
 //! it is dropped the books are audited, whatever the test was about.
 
 mod builder;
+mod upgrade;
 
 pub(crate) use builder::Builder;
+pub(crate) use upgrade::lives;
 
 use super::audit;
 use super::cli::Cli;
@@ -46,6 +48,7 @@ pub(crate) struct Gateway {
     upstreams: Vec<Upstream>,
     books: Mutex<Books>,
     child: Option<Child>,
+    upgrades: upgrade::Upgrades,
     // Last, so that it outlives the process that works in it.
     directory: TempDir,
 }
@@ -94,7 +97,7 @@ impl Gateway {
 
     /// The process.
     pub(crate) fn process_id(&self) -> u32 {
-        self.child.as_ref().expect("the gateway runs").id()
+        self.upgrades.serving().unwrap_or_else(|| self.child.as_ref().expect("the gateway runs").id())
     }
 
     /// A connection of a client.
@@ -283,6 +286,9 @@ impl Gateway {
 
     /// Asks the process to stop, and waits until it has.
     pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
+        if self.upgrades.serving().is_some() {
+            return Some(self.stop_successor());
+        }
         let id = self.child.as_ref()?.id().to_string();
         let told = Command::new("kill").args(["-TERM", &id]).status();
         assert!(told.is_ok_and(|status| status.success()), "SIGTERM is sent");
@@ -336,9 +342,12 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.end();
-        } else if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
+        } else {
+            self.upgrades.kill();
+            if let Some(child) = &mut self.child {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
             eprintln!("the gateway's log ends so:\n{}", tail(&self.log()));
         }
     }

@@ -289,6 +289,13 @@ impl Connection {
         }
     }
 
+    /// Reads what is left of an answer after its head.
+    pub(crate) fn finish(mut self, head: Head) -> io::Result<Reply> {
+        let mut body = Vec::new();
+        let whole = self.body(&head, &mut body, true)?;
+        Ok(Reply { status: status_of(&head), head, body, whole })
+    }
+
     /// Reads a request as a server does, or nothing where the client has left. Answers `Expect: 100-continue`.
     pub(crate) fn request(&mut self) -> io::Result<Option<(Head, Vec<u8>)>> {
         let head = match self.head() {

@@ -155,6 +155,7 @@ impl Builder {
             upstreams: self.upstreams,
             books: Mutex::default(),
             child: None,
+            upgrades: super::upgrade::Upgrades::default(),
             account: Account {
                 id: String::new(),
                 email: String::new(),

@@ -1,0 +1,208 @@
+//! What two processes of one service say to each other during an upgrade, over a socket that the new one has as its standard input.
+//!
+//! The old one sends each listening socket with its name; the new one opens its books and says that it is ready; the old one says go;
+//! the new one accepts, and says that it serves. Whoever is gone, or closes its end, has called it off: before "go" the new one has
+//! accepted nothing, and after "serves" the old one accepts nothing more.
+//!
+//! Promises: every wait ends. Refuses to know: what the sockets are for.
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown,
+    socketpair,
+};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// One end.
+#[derive(Debug)]
+pub(super) struct Channel(OwnedFd);
+
+/// What is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// That was the last socket.
+    End,
+    /// The books are open.
+    Ready,
+    /// Accept.
+    Go,
+    /// Every listener accepts.
+    Serving,
+    /// The one that serves has handed over in its turn.
+    Passed,
+}
+
+/// The first byte of a message with a socket; its name follows.
+const SOCKET: u8 = b'S';
+/// The longest name: a path of a socket (108 bytes, unix(7)), an address.
+const NAME_BYTES_MAX: usize = 512;
+/// The listeners that one process hands over.
+const SOCKETS_MAX: usize = 1_024;
+/// For what the other side has sent already, or sends at once.
+const PROMPT: Duration = Duration::from_secs(10);
+
+impl Channel {
+    /// Ours, and the one to start the new process with.
+    pub(super) fn pair() -> io::Result<(Channel, OwnedFd)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Channel(ours), theirs))
+    }
+
+    /// The end that this process was started with.
+    pub(super) fn from_stdin() -> io::Result<Channel> {
+        Ok(Channel(io::stdin().as_fd().try_clone_to_owned()?))
+    }
+
+    /// Sends the sockets.
+    pub(super) fn send<'a>(
+        &self,
+        sockets: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>,
+    ) -> io::Result<()> {
+        set_socket_timeout(&self.0, Timeout::Send, Some(PROMPT))?;
+        for (name, socket) in sockets {
+            if name.len() > NAME_BYTES_MAX {
+                return Err(io::Error::other(format!("the name of the listener {name} is too long")));
+            }
+            let sockets = [socket];
+            let message = SendAncillaryMessage::ScmRights(&sockets);
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(message);
+            let text = [IoSlice::new(&[SOCKET]), IoSlice::new(name.as_bytes())];
+            sendmsg(&self.0, &text, &mut ancillary, SendFlags::NOSIGNAL)?;
+        }
+        self.say(Word::End)
+    }
+
+    /// Receives the sockets.
+    pub(super) fn receive(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let mut sockets = Vec::new();
+        while sockets.len() <= SOCKETS_MAX {
+            let (text, socket) = self.next(PROMPT)?;
+            match (text.split_first(), socket) {
+                (Some((&SOCKET, name)), Some(socket)) => {
+                    let name = String::from_utf8(name.to_vec()).map_err(io::Error::other)?;
+                    sockets.push((name, socket));
+                }
+                (Some((&word, [])), None) if word == Word::End.byte() => return Ok(sockets),
+                _ => return Err(io::Error::other("this is not an upgrade of this program")),
+            }
+        }
+        Err(io::Error::other("too many listeners"))
+    }
+
+    /// Says a word.
+    pub(super) fn say(&self, word: Word) -> io::Result<()> {
+        let byte = [word.byte()];
+        let mut nothing = SendAncillaryBuffer::default();
+        sendmsg(&self.0, &[IoSlice::new(&byte)], &mut nothing, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Waits for this word. An error when the time is over, the other side is gone, or it says something else.
+    pub(super) fn hear(&self, word: Word, most: Duration) -> io::Result<()> {
+        let (text, _) = self.next(most)?;
+        match text.as_slice() {
+            [byte] if *byte == word.byte() => Ok(()),
+            _ => Err(io::Error::other(format!("{word:?} was expected, and something else was said"))),
+        }
+    }
+
+    /// Calls it off: whoever waits on either side is told.
+    pub(super) fn close(&self) {
+        // Fails where the other side is gone, which comes to the same.
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+
+    fn next(&self, most: Duration) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+        set_socket_timeout(&self.0, Timeout::Recv, Some(most))?;
+        let mut bytes = vec![0; 1 + NAME_BYTES_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let mut into = [IoSliceMut::new(&mut bytes)];
+            match recvmsg(&self.0, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("no answer within {most:?}"),
+                    ));
+                }
+                received => break received?,
+            }
+        };
+        if received.bytes == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other process has gone"));
+        }
+        bytes.truncate(received.bytes);
+        let mut socket = None;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut sockets) = message {
+                socket = socket.or(sockets.next());
+            }
+        }
+        Ok((bytes, socket))
+    }
+}
+
+impl Word {
+    fn byte(self) -> u8 {
+        match self {
+            Word::End => b'E',
+            Word::Ready => b'R',
+            Word::Go => b'G',
+            Word::Serving => b'V',
+            Word::Passed => b'P',
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn sockets_come_over_with_their_names_and_words_are_heard_in_order() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let theirs = Channel(theirs);
+        let listeners: Vec<_> = (0..40).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let names: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap().to_string()).collect();
+        ours.send(names.iter().map(String::as_str).zip(listeners.iter().map(AsFd::as_fd))).unwrap();
+        drop(listeners);
+        for ((name, socket), sent) in theirs.receive().unwrap().into_iter().zip(&names) {
+            assert_eq!(&name, sent);
+            let client = TcpStream::connect(sent).unwrap();
+            let (_accepted, peer) = TcpListener::from(socket).accept().unwrap();
+            assert_eq!(peer, client.local_addr().unwrap());
+        }
+        theirs.say(Word::Ready).unwrap();
+        ours.hear(Word::Ready, PROMPT).unwrap();
+        theirs.say(Word::Serving).unwrap();
+        assert!(ours.hear(Word::Ready, PROMPT).is_err());
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_time_is_over_when_the_other_is_gone_and_when_it_is_called_off() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let late = ours.hear(Word::Ready, Duration::from_millis(10)).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        let called_off = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| ours.hear(Word::Ready, PROMPT));
+            std::thread::sleep(Duration::from_millis(20));
+            ours.close();
+            waiting.join().unwrap().unwrap_err()
+        });
+        assert_eq!(called_off.kind(), io::ErrorKind::UnexpectedEof);
+        drop(ours);
+        let gone = Channel(theirs).receive().unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

@@ -1,0 +1,77 @@
+//! What the service manager is told: sd_notify(3), over the socket in `NOTIFY_SOCKET`, where there is one.
+//!
+//! Promises: ready is said once every listener accepts; the watchdog is fed by turns of the batched writer and by nothing else, so that a
+//! process whose settlements go nowhere is started anew, and one whose database is away is left alone. Refuses to know: who listens.
+
+use crate::ledger::Ledger;
+use sd_notify::NotifyState;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Tells the service manager. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Notifier {
+    /// Another process speaks for the service.
+    is_mute: Arc<AtomicBool>,
+}
+
+/// Looks at the writer in the time after which the service manager loses patience.
+const LOOKS: u32 = 4;
+
+impl Notifier {
+    /// Every listener accepts: after a start, or a reload.
+    pub(super) fn ready(&self, status: &str) {
+        self.tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    }
+
+    /// The configuration is being read anew. [`Notifier::ready`] must follow.
+    pub(super) fn reloading(&self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.tell(&[NotifyState::Reloading, now]),
+            Err(fault) => tracing::warn!(%fault, "the monotonic clock cannot be read"),
+        }
+    }
+
+    /// The process stops.
+    pub(super) fn stopping(&self, status: &str) {
+        self.tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    }
+
+    /// What the process does, for people.
+    pub(super) fn status(&self, status: &str) {
+        self.tell(&[NotifyState::Status(status)]);
+    }
+
+    /// From now on that process is the service, and this one says nothing more.
+    pub(super) fn hand_over(&self, process_id: u32) {
+        self.tell(&[NotifyState::MainPid(process_id)]);
+        self.is_mute.store(true, Ordering::Release);
+    }
+
+    /// The process that took over is gone: this one is the service again, for as long as it takes to end.
+    pub(super) fn take_back(&self, status: &str) {
+        self.is_mute.store(false, Ordering::Release);
+        self.tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Status(status)]);
+    }
+
+    /// Feeds the watchdog, if the service manager keeps one, whenever the writer has turned since the last look.
+    pub(super) async fn watch(self, ledger: Ledger) {
+        let Some(patience) = sd_notify::watchdog_enabled() else { return };
+        let mut seen = None;
+        loop {
+            let turns = ledger.writer_turns();
+            if seen.replace(turns) != Some(turns) {
+                self.tell(&[NotifyState::Watchdog]);
+            }
+            tokio::time::sleep(patience / LOOKS).await;
+        }
+    }
+
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        if !self.is_mute.load(Ordering::Acquire)
+            && let Err(fault) = sd_notify::notify(states)
+        {
+            tracing::warn!(%fault, "the service manager cannot be told");
+        }
+    }
+}

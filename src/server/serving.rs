@@ -1,0 +1,262 @@
+//! The life of the process from its first request to its last: serving, being upgraded, draining.
+//!
+//! Promises: it ends as soon as nothing is under way; what is still under way when its time is over is told so and billed what has
+//! passed. Refuses to know: how requests are served, and how the books are closed.
+
+use super::handover::{Channel, Word};
+use super::listen::Running;
+use super::notify::Notifier;
+use super::sockets::Sockets;
+use super::stop::{Drained, Signals, Stop};
+use super::upgrade::{Attempt, Launch, Request, Requests, Successor};
+use super::{CURFEW_MAX, DROP_MAX, Parts, ServeError, greeting};
+use crate::config::Config;
+use crate::control::admin::Readiness;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// A process that serves.
+pub(super) struct Serving<'a> {
+    pub(super) config: &'a Config,
+    pub(super) parts: &'a Parts,
+    pub(super) launch: &'a Launch,
+    pub(super) books: &'a Runtime,
+    pub(super) running: Running,
+    pub(super) sockets: Arc<Sockets>,
+    /// True: the admin listener and that for commands accept nothing more.
+    pub(super) closing: watch::Sender<bool>,
+    /// The process that this one took over from.
+    pub(super) before: Option<Channel>,
+    pub(super) readiness: Readiness,
+    pub(super) notifier: Notifier,
+}
+
+/// Why it ends.
+enum End {
+    Told(Stop),
+    Broken(ServeError),
+    /// Another process serves in its place.
+    HandedOver(Successor),
+}
+
+impl Serving<'_> {
+    /// Serves until it is told to stop, cannot go on, or has handed over; then until nothing is under way.
+    pub(super) fn run(mut self, signals: &mut Signals, requests: &mut Requests) -> Result<(), ServeError> {
+        self.readiness.set(true);
+        greeting::say(self.config, self.parts.demonstration.as_deref());
+        // The one before accepts nothing more from then on.
+        if let Some(before) = &self.before {
+            before.say(Word::Serving)?;
+        }
+        self.notifier.ready("serving");
+        let watching = self.books.spawn(self.notifier.clone().watch(self.parts.ledger.clone()));
+        let books = self.books;
+        let ended = books.block_on(async {
+            let end = self.until_the_end(signals, requests).await;
+            match end {
+                End::HandedOver(successor) => {
+                    self.hand_over(successor, signals).await;
+                    Ok(())
+                }
+                End::Told(stop) => {
+                    self.stop(stop, signals).await;
+                    Ok(())
+                }
+                End::Broken(error) => {
+                    let is_of_the_books = matches!(error, ServeError::Ledger(_));
+                    let stop = if is_of_the_books { Stop::Drain } else { Stop::Now };
+                    self.stop(stop, signals).await;
+                    Err(error)
+                }
+            }
+        });
+        watching.abort();
+        self.running.stop(DROP_MAX);
+        ended
+    }
+
+    async fn until_the_end(&mut self, signals: &mut Signals, requests: &mut Requests) -> End {
+        let ledger = self.parts.ledger.clone();
+        loop {
+            let request = tokio::select! {
+                stop = signals.next() => return End::Told(stop),
+                // Nothing more can be served. Whoever supervises the process starts a new one.
+                error = ledger.broken() => return End::Broken(error.into()),
+                () = self.running.ended() => return End::Broken(listeners_ended()),
+                request = requests.next() => request,
+            };
+            let mut attempt = match self.attempt() {
+                Ok(attempt) => attempt,
+                Err(reason) => {
+                    self.note_failure(request, reason);
+                    continue;
+                }
+            };
+            self.notifier.status("serving; a new process is being started");
+            let (outcome, end) = tokio::select! {
+                outcome = attempt.outcome() => (outcome, None),
+                stop = signals.next() => (called_off(&mut attempt).await, Some(End::Told(stop))),
+                error = ledger.broken() => (called_off(&mut attempt).await, Some(End::Broken(error.into()))),
+                () = self.running.ended() => (called_off(&mut attempt).await, Some(End::Broken(listeners_ended()))),
+            };
+            match (outcome, end) {
+                // Also when this one was told to stop in the same moment: the new one hears that itself.
+                (Ok(successor), _) => {
+                    let process_id = successor.child.id();
+                    tracing::info!(process_id, "another process serves from now on");
+                    self.notifier.hand_over(process_id);
+                    request.answer(Ok(process_id));
+                    return End::HandedOver(successor);
+                }
+                (Err(reason), end) => {
+                    self.note_failure(request, reason);
+                    if let Some(end) = end {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    fn attempt(&self) -> Result<Attempt, String> {
+        if self.parts.demonstration.is_some() {
+            return Err("a demonstration is not upgraded: its key is made anew at each start".to_owned());
+        }
+        tracing::info!(program = %self.launch.program.display(), "an upgrade begins");
+        let most = self.config.server.upgrade_timeout;
+        Attempt::start(self.launch, &self.sockets, most, self.books.handle())
+            .map_err(|error| error.to_string())
+    }
+
+    fn note_failure(&self, request: Request, reason: String) {
+        tracing::error!(reason, "the upgrade failed; this process serves on");
+        self.parts.upgrade_failures.fetch_add(1, Ordering::Relaxed);
+        self.notifier.status("serving; the last upgrade failed");
+        request.answer(Err(reason));
+    }
+
+    /// Stops by order, or because nothing else is left.
+    async fn stop(&mut self, stop: Stop, signals: &mut Signals) {
+        self.readiness.set(false);
+        self.notifier.stopping(&format!("stopping; {} requests under way", self.parts.under_way()));
+        let server = &self.config.server;
+        let drain_timeout = self.parts.stopping.begin();
+        let mut drain = if stop == Stop::Now { Duration::ZERO } else { drain_timeout };
+        if stop == Stop::Drain && !server.stop_delay.is_zero() {
+            // Load balancers look, and send their clients elsewhere.
+            let delayed = signals.drain(|| false, server.stop_delay).await;
+            if let Drained::Told(_) = delayed {
+                drain = Duration::ZERO;
+            }
+        }
+        self.close();
+        tracing::info!(
+            under_way = self.parts.under_way(),
+            drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX),
+            "stopping"
+        );
+        let has_ended = self.parts.has_drained();
+        if signals.drain(has_ended, drain).await != Drained::All {
+            self.end_what_is_left(signals).await;
+        }
+    }
+
+    /// Drains behind a process that serves already. Connections that are kept are served, each for one more request, until their time is
+    /// over: who sends one just now finds an answer and not a closed door.
+    async fn hand_over(&mut self, successor: Successor, signals: &mut Signals) {
+        let drain_timeout = self.parts.stopping.begin();
+        self.readiness.set(false);
+        self.close();
+        self.closing.send_replace(true);
+        if let Some(before) = &self.before {
+            // It may be gone.
+            let _ = before.say(Word::Passed);
+        }
+        let mut successor = watch_over(successor, self.books);
+        let server = &self.config.server;
+        let (connections, clock) = (self.parts.connections.clone(), self.parts.clock.clone());
+        let kept_until = clock.now() + server.keepalive_timeout;
+        let has_drained = self.parts.has_drained();
+        let has_ended = move || has_drained() && (connections.open() == 0 || clock.now() >= kept_until);
+        let drained = tokio::select! {
+            drained = signals.drain(has_ended, server.max_stream_time) => drained,
+            () = failed(&mut successor) => {
+                tracing::error!("the process that took over has ended; this one ends, too, so that the service is started anew");
+                self.notifier.take_back("the process that took over has ended");
+                Drained::Told(Stop::Drain)
+            }
+        };
+        let drained = match drained {
+            // The service stops: it has so long for what is under way as it would have without the upgrade.
+            Drained::Told(Stop::Drain) => signals.drain(self.parts.has_drained(), drain_timeout).await,
+            Drained::All | Drained::TimeOver | Drained::Told(Stop::Now) => drained,
+        };
+        if drained != Drained::All {
+            self.end_what_is_left(signals).await;
+        }
+    }
+
+    fn close(&mut self) {
+        self.running.close();
+        // Another process may have them, too; here they are listened on no more.
+        self.sockets = Arc::default();
+    }
+
+    async fn end_what_is_left(&self, signals: &mut Signals) {
+        self.parts.curfew.call();
+        if signals.drain(self.parts.has_drained(), CURFEW_MAX).await != Drained::All {
+            let under_way = self.parts.under_way();
+            tracing::warn!(under_way, "requests are dropped; each is billed what has passed");
+        }
+    }
+}
+
+impl Parts {
+    pub(super) fn under_way(&self) -> u64 {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    fn has_drained(&self) -> impl Fn() -> bool + use<> {
+        let in_flight = Arc::clone(&self.in_flight);
+        move || in_flight.load(Ordering::Acquire) == 0
+    }
+}
+
+fn listeners_ended() -> ServeError {
+    ServeError::System(std::io::Error::other("the listeners ended by themselves"))
+}
+
+async fn called_off(attempt: &mut Attempt) -> Result<Successor, String> {
+    attempt.call_off();
+    attempt.outcome().await
+}
+
+/// Waits for the end of the process that took over, whose parent this one is, and tells whether the service goes on without this one.
+fn watch_over(mut successor: Successor, books: &Runtime) -> JoinHandle<bool> {
+    books.spawn_blocking(move || match successor.child.wait() {
+        Ok(status) => {
+            let has_passed_on = successor.channel.hear(Word::Passed, PASSED_MAX).is_ok();
+            tracing::info!(%status, has_passed_on, "the process that took over has ended");
+            status.success() || has_passed_on
+        }
+        Err(fault) => {
+            tracing::warn!(%fault, "the process that took over cannot be waited for");
+            true
+        }
+    })
+}
+
+/// Ends when the process that took over has, and left nobody in its place.
+async fn failed(successor: &mut JoinHandle<bool>) {
+    let goes_on = successor.await.unwrap_or(true);
+    if goes_on {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// For a word that was said long before.
+const PASSED_MAX: Duration = Duration::from_millis(10);

@@ -1,0 +1,208 @@
+//! The upgrade of a running process: the program at its own path is started beside it, gets its listening sockets, and serves before
+//! this one stops accepting.
+//!
+//! Promises: one at a time; a new process that ends, hangs or cannot read its configuration leaves this one serving as before, and
+//! whoever asked is told. Refuses to know: how this process ends afterwards.
+
+use super::handover::{Channel, Word};
+use super::sockets::Sockets;
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+/// How this process was started, which is how the new one is.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The program, as it was found at the start: a package replaces the file there.
+    pub program: PathBuf,
+    /// Its arguments, without [`TAKE_OVER`].
+    pub arguments: Vec<OsString>,
+    /// Another process waits to hand its listeners over.
+    pub takes_over: bool,
+}
+
+/// Ends the arguments of a process that takes over.
+pub const TAKE_OVER: &str = "--take-over";
+
+/// Takes requests for an upgrade. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Asking {
+    is_under_way: Arc<AtomicBool>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// Requests, from [`Asking`] and from SIGUSR2.
+#[derive(Debug)]
+pub(super) struct Requests {
+    asking: Asking,
+    requests: mpsc::Receiver<Request>,
+    user2: Signal,
+}
+
+/// Somebody wants an upgrade, and waits to hear what came of it.
+#[derive(Debug)]
+pub(super) struct Request {
+    is_under_way: Arc<AtomicBool>,
+    answer: Option<oneshot::Sender<Result<u32, String>>>,
+}
+
+/// The process that serves in this one's place.
+#[derive(Debug)]
+pub(super) struct Successor {
+    pub(super) child: Child,
+    /// It says here when it hands over in its turn.
+    pub(super) channel: Arc<Channel>,
+}
+
+/// An upgrade under way.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    channel: Arc<Channel>,
+    outcome: JoinHandle<Result<Successor, String>>,
+}
+
+/// From "go" to accepting: nothing is left to be opened then.
+const SERVING_MAX: Duration = Duration::from_secs(10);
+
+impl Requests {
+    /// Call on a runtime.
+    pub(super) fn new() -> io::Result<Requests> {
+        let (sender, requests) = mpsc::channel(1);
+        let asking = Asking { is_under_way: Arc::default(), requests: sender };
+        Ok(Requests { asking, requests, user2: signal(SignalKind::user_defined2())? })
+    }
+
+    pub(super) fn asking(&self) -> Asking {
+        self.asking.clone()
+    }
+
+    /// The next one.
+    pub(super) async fn next(&mut self) -> Request {
+        loop {
+            tokio::select! {
+                Some(request) = self.requests.recv() => return request,
+                _ = self.user2.recv() => match self.asking.begin(None) {
+                    Ok(request) => return request,
+                    Err(refused) => tracing::warn!(reason = refused, "SIGUSR2 is not followed"),
+                },
+            }
+        }
+    }
+}
+
+impl Asking {
+    /// Asks for an upgrade and waits for its end: the process id of the new one, or why there is none.
+    pub(super) async fn ask(&self) -> Result<u32, String> {
+        let (answer, answered) = oneshot::channel();
+        let request = self.begin(Some(answer))?;
+        let gone = |()| "the process stops".to_owned();
+        self.requests.send(request).await.map_err(|_| gone(()))?;
+        answered.await.map_err(|_| gone(()))?
+    }
+
+    fn begin(&self, answer: Option<oneshot::Sender<Result<u32, String>>>) -> Result<Request, String> {
+        if self.is_under_way.swap(true, Ordering::AcqRel) {
+            return Err("an upgrade is under way".to_owned());
+        }
+        Ok(Request { is_under_way: Arc::clone(&self.is_under_way), answer })
+    }
+}
+
+impl Request {
+    /// Tells who asked.
+    pub(super) fn answer(mut self, outcome: Result<u32, String>) {
+        if let Some(answer) = self.answer.take() {
+            // Who does not wait any more need not know.
+            let _ = answer.send(outcome);
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.is_under_way.store(false, Ordering::Release);
+    }
+}
+
+impl Attempt {
+    /// Starts the new process, which has so long to get ready.
+    pub(super) fn start(
+        launch: &Launch,
+        sockets: &Arc<Sockets>,
+        most: Duration,
+        on: &Handle,
+    ) -> io::Result<Attempt> {
+        if std::process::id() == 1 {
+            return Err(io::Error::other(
+                "this is the first process of a container, which ends with it: start a new container instead",
+            ));
+        }
+        let (ours, theirs) = Channel::pair()?;
+        let child = Command::new(&launch.program)
+            .args(&launch.arguments)
+            .arg(TAKE_OVER)
+            // Of this process; without it the new one takes the watchdog for its own (sd_watchdog_enabled(3)).
+            .env_remove("WATCHDOG_PID")
+            .stdin(theirs)
+            .spawn()
+            .map_err(|cause| io::Error::other(format!("{}: {cause}", launch.program.display())))?;
+        let channel = Arc::new(ours);
+        let (speaking, sockets) = (Arc::clone(&channel), Arc::clone(sockets));
+        let outcome = on.spawn_blocking(move || {
+            let child = hand_over(&speaking, &sockets, child, most)?;
+            Ok(Successor { child, channel: speaking })
+        });
+        Ok(Attempt { channel, outcome })
+    }
+
+    /// What came of it: the new process, which serves, or why there is none.
+    pub(super) async fn outcome(&mut self) -> Result<Successor, String> {
+        (&mut self.outcome).await.unwrap_or_else(|fault| Err(fault.to_string()))
+    }
+
+    /// Ends the new process, if it does not serve yet.
+    pub(super) fn call_off(&self) {
+        self.channel.close();
+    }
+}
+
+fn hand_over(
+    channel: &Channel,
+    sockets: &Sockets,
+    mut child: Child,
+    most: Duration,
+) -> Result<Child, String> {
+    let told = channel
+        .send(sockets.all())
+        .and_then(|()| channel.hear(Word::Ready, most))
+        .and_then(|()| channel.say(Word::Go))
+        .and_then(|()| channel.hear(Word::Serving, SERVING_MAX));
+    let Err(fault) = told else { return Ok(child) };
+    // One that is gone has told its own reason where this process logs; its status is seen before it could be killed.
+    let ended = if fault.kind() == io::ErrorKind::TimedOut { None } else { wait_briefly(&mut child) };
+    if ended.is_none() {
+        let killed = child.kill().and_then(|()| child.wait());
+        tracing::warn!(process_id = child.id(), ?killed, "the new process is ended");
+    }
+    let status = ended.map_or_else(String::new, |status| format!(" ({status}; its own messages tell why)"));
+    Err(format!("the new process did not take over: {fault}{status}"))
+}
+
+/// The status of a process that has closed its end and is about to be gone.
+fn wait_briefly(child: &mut Child) -> Option<std::process::ExitStatus> {
+    for _ in 0..100 {
+        match child.try_wait() {
+            Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+            ended => return ended.ok().flatten(),
+        }
+    }
+    None
+}

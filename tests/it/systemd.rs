@@ -1,0 +1,174 @@
+//! The service: its unit as systemd itself reads and rates it, and what the process tells a service manager.
+
+use crate::crash::WriteLock;
+use crate::support::gateway::hello_stream;
+use crate::support::upstream::chunk;
+use crate::support::{Answer, Gateway, Upstream, ms, signal};
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// What is rated worse is refused.
+const SCORE_MAX: f64 = 2.0;
+
+fn systemd() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd")
+}
+
+fn analyze(arguments: &[&str], unit: &Path) -> Output {
+    Command::new("systemd-analyze")
+        .args(arguments)
+        .arg(unit)
+        .env("SYSTEMD_LOG_LEVEL", "notice")
+        .output()
+        .expect("systemd-analyze runs: `make test` installs it")
+}
+
+/// The unit with its drop-ins, its program at a path that is there.
+fn installed(directory: &Path, drop_ins: &[&str]) -> PathBuf {
+    let program = env!("CARGO_BIN_EXE_weir");
+    let unit = fs::read_to_string(systemd().join("weir.service")).unwrap();
+    let more: Vec<String> = drop_ins
+        .iter()
+        .map(|name| fs::read_to_string(systemd().join("weir.service.d").join(name)).unwrap())
+        .collect();
+    let text = [&[unit.replace("/usr/bin/weir", program)], more.as_slice()].concat().join("\n");
+    let path = directory.join("weir.service");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_unit_and_rates_it_well() {
+    for drop_ins in [&[][..], &["port-443.conf", "credentials.conf"][..]] {
+        let directory = tempfile::tempdir().unwrap();
+        let unit = installed(directory.path(), drop_ins);
+        let verified = analyze(&["verify", "--man=no"], &unit);
+        let said = crate::support::cli::shown(&verified);
+        assert!(verified.status.success() && verified.stderr.is_empty(), "{drop_ins:?}: {said}");
+        let rated = String::from_utf8(analyze(&["security", "--offline=true"], &unit).stdout).unwrap();
+        let last = rated.lines().rfind(|line| line.contains("exposure level")).expect("a score");
+        let score: f64 = last.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        eprintln!("{drop_ins:?}: {last}");
+        assert!(score <= SCORE_MAX, "{drop_ins:?}: {rated}");
+    }
+}
+
+#[test]
+fn a_stop_by_systemd_waits_longer_than_the_process_may_drain() {
+    let unit = fs::read_to_string(systemd().join("weir.service")).unwrap();
+    let seconds = |key: &str| -> u64 {
+        unit.lines().find_map(|line| line.strip_prefix(key)).expect(key).parse().expect("seconds")
+    };
+    let server = weir::config::Config::default().server;
+    let most = (server.stop_delay + server.drain_timeout).as_secs() + 30;
+    assert!(seconds("TimeoutStopSec=") >= most, "the defaults may take {most} s");
+    assert!(seconds("WatchdogSec=") >= 30);
+}
+
+/// The other end of `NOTIFY_SOCKET`.
+struct Manager {
+    socket: UnixDatagram,
+    heard: Vec<String>,
+}
+
+impl Manager {
+    /// A gateway that is told of it when it starts the next time.
+    fn of(gateway: &mut Gateway) -> Manager {
+        assert!(gateway.stop().unwrap().success());
+        let path = gateway.directory().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        gateway.cli.set("NOTIFY_SOCKET", path.to_str().unwrap());
+        gateway.cli.set("WATCHDOG_USEC", "2000000");
+        Manager { socket, heard: Vec::new() }
+    }
+
+    /// Waits for a message with this line, and hands everything on that was heard before it.
+    #[track_caller]
+    fn hear(&mut self, line: &str) -> Vec<String> {
+        let end = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < end {
+            self.take(ms(100));
+            if let Some(at) = self.heard.iter().position(|message| message.lines().any(|have| have == line)) {
+                return self.heard.drain(..=at).collect();
+            }
+        }
+        panic!("{line} was not said: {:?}", self.heard);
+    }
+
+    /// What is said within this time.
+    fn listen(&mut self, time: Duration) -> Vec<String> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.take(ms(50));
+        }
+        std::mem::take(&mut self.heard)
+    }
+
+    fn take(&mut self, most: Duration) {
+        self.socket.set_read_timeout(Some(most)).unwrap();
+        let mut bytes = [0; 4096];
+        if let Ok(length) = self.socket.recv(&mut bytes) {
+            self.heard.push(String::from_utf8(bytes[..length].to_vec()).unwrap());
+        }
+    }
+}
+
+fn feeds(messages: &[String]) -> usize {
+    messages.iter().filter(|message| message.trim() == "WATCHDOG=1").count()
+}
+
+#[test]
+fn a_service_manager_hears_ready_the_watchdog_and_the_stop() {
+    let upstream = Upstream::start();
+    upstream.always(Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let mut gateway = Gateway::builder()
+        .provider("main", &upstream)
+        .standard_models("main")
+        .server("drain_timeout_ms = 500")
+        .start();
+    let mut manager = Manager::of(&mut gateway);
+    gateway.serve();
+    let before = manager.hear("READY=1");
+    assert!(!before.concat().contains("STOPPING"), "{before:?}");
+    // The writer turns although it has nothing to do, and although the database is away.
+    assert!(feeds(&manager.listen(Duration::from_secs(4))) >= 2);
+    let (connection, _head) = gateway.begin(&hello_stream());
+    let lock = WriteLock::take(&gateway);
+    assert!(feeds(&manager.listen(Duration::from_secs(4))) >= 2);
+    lock.release();
+    assert!(gateway.stop().unwrap().success());
+    drop(connection);
+    let last = manager.hear("STOPPING=1").pop().unwrap();
+    assert!(last.contains("STATUS=stopping; 1 requests under way"), "{last}");
+}
+
+#[test]
+fn a_process_whose_writer_hangs_is_not_fed() {
+    let upstream = Upstream::start();
+    let mut gateway = Gateway::before(&upstream);
+    let mut manager = Manager::of(&mut gateway);
+    gateway.serve();
+    manager.hear("READY=1");
+    signal("STOP", gateway.process_id());
+    manager.listen(ms(500));
+    assert_eq!(feeds(&manager.listen(Duration::from_secs(3))), 0);
+    signal("CONT", gateway.process_id());
+    manager.hear("WATCHDOG=1");
+}
+
+#[test]
+fn a_service_manager_hears_of_a_new_main_process_from_the_old_one_and_of_its_state_from_the_new_one() {
+    let upstream = Upstream::start();
+    let mut gateway = Gateway::before(&upstream);
+    let mut manager = Manager::of(&mut gateway);
+    gateway.serve();
+    manager.hear("READY=1");
+    let new = gateway.upgrade();
+    let said = [manager.hear(&format!("MAINPID={new}")), manager.listen(Duration::from_secs(3))].concat();
+    assert!(!said.concat().contains("STOPPING"), "{said:?}");
+    assert!(feeds(&said) >= 1, "the new one feeds the watchdog: {said:?}");
+    gateway.hello().ok();
+}
