@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Back the database up while servers run
 ///
 /// Makes a new directory below DIR, with a copy of the database at one instant and a manifest with its checksum. Nothing is stopped. A
-/// directory whose name begins with a dot is no backup. What is billed after it is in the journals, which are kept for a while ([journal]
+/// directory whose name begins with a dot is no backup. What is billed after it is in the journals, which are kept for a while (`[journal]`
 /// keep_ms and keep_bytes): `weir restore` needs them.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\

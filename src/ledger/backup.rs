@@ -1,7 +1,7 @@
 //! A backup: a copy of the database at one instant, and a manifest that says what it is.
 //!
 //! Promises: made while servers run, without stopping them; whole and on the disk when it has its name, or not there; for its owner alone.
-//! What is settled after its instant is in the journals, and kept there for a while: see [`super::restore`]. Refuses to know: when
+//! What is settled after its instant is in the journals, and kept there for a while: see [`super::restore()`]. Refuses to know: when
 //! backups are made, and how many are worth keeping.
 
 use super::LedgerError;
