@@ -27,6 +27,7 @@ mod faults;
 mod fuzz;
 mod gone;
 mod headers;
+mod hostile;
 mod idempotency;
 mod keys;
 mod locks;
