@@ -307,6 +307,7 @@ impl Proxy {
         relay::head::check(session)?;
         ctx.trace.arrived(session, self.traces.as_ref());
         let address = client::address(session, &rules.settings.forwarders);
+        ctx.trace.came_from(address);
         rules.origins.may_come(address)?;
         self.guard.arrived(&rules.guard, address)?;
         let path = session.req_header().uri.path().to_owned();

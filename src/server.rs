@@ -28,7 +28,7 @@ pub use upgrade::{Launch, TAKE_OVER};
 
 use crate::admit::{Admitter, Guard};
 use crate::authenticate::Authenticator;
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMicros};
 use crate::config::{Config, Loaded};
 use crate::control::admin::Readiness;
 use crate::control::log;
@@ -100,13 +100,14 @@ const GO_MAX: Duration = Duration::from_secs(10);
 /// How long work of the books that nobody waits for any more may take to be dropped.
 const BOOKS_STOP_MAX: Duration = Duration::from_secs(1);
 
-/// Reads the files that a configuration names, as a start would.
+/// Reads the files that a configuration names, as a start would, and tells which certificates end soon.
 ///
 /// # Errors
 ///
 /// The first that cannot be used.
-pub fn check(config: &Config) -> Result<(), ServeError> {
-    Files::read(config).map(|_| ()).map_err(ServeError::Files)
+pub fn check(config: &Config, now: UnixMicros) -> Result<Vec<String>, ServeError> {
+    let files = Files::read(config).map_err(ServeError::Files)?;
+    Ok(files.certificates.warnings(now))
 }
 
 /// Runs until SIGTERM, SIGINT, or a failure to start.
@@ -139,9 +140,12 @@ fn serve(
     };
     let config = &loaded.config.clone();
     let Files { certificates, origins } = Files::read(config).map_err(ServeError::Files)?;
+    for warning in certificates.warnings(Clock::system().wall()) {
+        tracing::warn!("{warning}");
+    }
     let certificates = Arc::new(Certificates::new(certificates));
     let (before, mut sockets) = take_over(launch)?;
-    let listening = Listening::claim(&config.server.listen, &config.tls.listen, &mut sockets)?;
+    let listening = Listening::claim(config, &mut sockets)?;
     let admin_listener = sockets.tcp(config.admin.listen)?;
     let control = sockets.unix(&commands::path(config), commands::MODE);
     sockets.close_unclaimed();

@@ -32,9 +32,10 @@ impl Check {
     pub(super) async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
         let Check {} = self;
         let config = books.config;
-        server::check(config)?;
         let now = books.clock.wall();
+        let certificates = server::check(config, now)?;
         let mut warnings = config.warnings();
+        warnings.extend(certificates);
         warnings.extend(unpriced(config, &books.store, now).await?);
         let people = format!(
             "The configuration is good, with {}: {}, {}, {}.",

@@ -59,14 +59,15 @@ fn unusable(error: &ConfigError) -> Finding {
 async fn examine(config: &Config, configuration: Finding, path: Option<&Path>) -> Vec<Finding> {
     let clock = &Clock::system();
     let mut findings = vec![configuration];
-    if let Err(error) = server::check(config) {
+    let certificates = server::check(config, clock.wall()).unwrap_or_else(|error| {
         findings.push(Finding::fails(
             "configuration",
             error.to_string(),
             "correct it: without that no server starts",
         ));
-    }
-    findings.extend(config.warnings().into_iter().map(|warning| Finding {
+        Vec::new()
+    });
+    findings.extend(config.warnings().into_iter().chain(certificates).map(|warning| Finding {
         state: State::Warns,
         what: "configuration",
         says: warning,

@@ -21,6 +21,21 @@ pub struct Tls {
     pub listen: Vec<SocketAddr>,
 }
 
+/// Sockets in the file system, where plain HTTP is spoken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unix {
+    /// Their paths, all distinct.
+    pub listen: Vec<PathBuf>,
+    /// Their permissions.
+    pub mode: u32,
+}
+
+impl Default for Unix {
+    fn default() -> Self {
+        Unix { listen: Vec::new(), mode: 0o660 }
+    }
+}
+
 /// A certificate with its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {

@@ -38,6 +38,7 @@ pub(super) fn parse(text: &str, file_name: &str, secrets: &mut Secrets) -> Resul
 fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
     let server = root.table("server", server);
     let tls = root.table("tls", |table| edge::tls(table, &server));
+    let unix = root.table("unix", edge::unix);
     let certificates = edge::certificates(root, &tls);
     let networks = root.table("network", edge::networks);
     let admin = root.table("admin", |table| {
@@ -68,6 +69,7 @@ fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
     Config {
         server,
         tls,
+        unix,
         certificates,
         networks,
         admin,
@@ -354,6 +356,7 @@ mod tests {
             let read = parse(&text, "weir.toml").unwrap();
             assert_eq!(read.server, default.server);
             assert_eq!(read.admin, default.admin);
+            assert_eq!(read.unix, default.unix);
             assert_eq!(read.store, default.store);
             assert_eq!(read.auth, default.auth);
             assert_eq!(read.journal, default.journal);

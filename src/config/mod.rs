@@ -14,7 +14,7 @@ mod secrets;
 mod telemetry;
 mod warnings;
 
-pub use edge::{Certificate, Countries, Networks, PlainHttp, Tls};
+pub use edge::{Certificate, Countries, Networks, PlainHttp, Tls, Unix};
 pub use loaded::Loaded;
 pub use log::{Log, LogLevel};
 pub use secrets::{SecretError, SecretRef, pepper};
@@ -37,6 +37,8 @@ pub struct Config {
     pub server: Server,
     /// `[tls]`
     pub tls: Tls,
+    /// `[unix]`
+    pub unix: Unix,
     /// `[[certificate]]`, by distinct names; the first is for clients that name no host.
     pub certificates: Vec<Certificate>,
     /// `[network]`
@@ -344,6 +346,7 @@ impl Default for Config {
         Config {
             server: Server::default(),
             tls: Tls::default(),
+            unix: Unix::default(),
             certificates: Vec::new(),
             networks: Networks::default(),
             admin: Admin::default(),

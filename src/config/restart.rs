@@ -1,6 +1,6 @@
 //! What a server takes from its configuration only when it starts.
 
-use super::{Admin, Auth, Config, Journal, Networks, Server, Store, Telemetry, Tls};
+use super::{Admin, Auth, Config, Journal, Networks, Server, Store, Telemetry, Tls, Unix};
 
 impl Config {
     /// Gives `next` the values with which this server started wherever it cannot take others while it runs, and tells which of the keys
@@ -53,6 +53,9 @@ impl Config {
         let Networks { proxy_protocol, forwarders: _, allow: _, deny: _, countries: _ } = &self.networks;
         let networks = &mut next.networks;
         keep(proxy_protocol, &mut networks.proxy_protocol, "[network] proxy_protocol", &mut waiting);
+        let Unix { listen, mode } = &self.unix;
+        keep(listen, &mut next.unix.listen, "[unix] listen", &mut waiting);
+        keep(mode, &mut next.unix.mode, "[unix] mode", &mut waiting);
         let Admin { listen } = &self.admin;
         keep(listen, &mut next.admin.listen, "[admin] listen", &mut waiting);
         let Store { url } = &self.store;

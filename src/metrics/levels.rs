@@ -15,6 +15,7 @@ pub enum Level {
     Connections,
     ConnectionsRefusedAll,
     ConnectionsRefusedAddress,
+    ConnectionsNotBegun,
     RequestsInFlight,
     Drains,
     DrainsTurnedAway,
@@ -70,7 +71,7 @@ enum Slot {
 }
 
 /// Name and help of each level. A name in `_total` is a counter, any other a gauge.
-const DECLARED: [(Level, &str, &str); 53] = [
+const DECLARED: [(Level, &str, &str); 54] = [
     (Level::Ready, "weir_ready", "1 while every listener accepts requests, else 0."),
     (Level::ConfigReloads, "weir_config_reloads_total", "Times that the configuration was read again."),
     (
@@ -103,6 +104,11 @@ const DECLARED: [(Level, &str, &str); 53] = [
         Level::ConnectionsRefusedAddress,
         "weir_connections_refused_of_address_total",
         "Connections that were closed at once, since their address had as many as one may have.",
+    ),
+    (
+        Level::ConnectionsNotBegun,
+        "weir_connections_not_begun_total",
+        "Connections that ended before HTTP began: in a TLS handshake, or in a head of the PROXY protocol.",
     ),
     (Level::RequestsInFlight, "weir_requests_in_flight", "Requests that have arrived and not ended."),
     (Level::BufferedBodyBytes, "weir_buffered_body_bytes", "Bytes of request bodies in memory."),

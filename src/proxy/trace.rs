@@ -17,6 +17,7 @@ use http::header::{CONTENT_LENGTH, HeaderName};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{ErrorType, Result};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,6 +39,7 @@ pub(super) struct Trace {
     client_request_id: Option<String>,
     /// The client's span, where spans are made.
     remote: Option<Remote>,
+    address: Option<IpAddr>,
     endpoint: Option<Endpoint>,
     account: Option<AccountId>,
     key: Option<KeyId>,
@@ -73,6 +75,7 @@ impl Trace {
             created_at: clock.wall(),
             client_request_id: None,
             remote: None,
+            address: None,
             endpoint: None,
             account: None,
             key: None,
@@ -126,6 +129,11 @@ impl Trace {
             .and_then(|value| value.to_str().ok())
             .filter(|text| !text.is_empty() && text.len() <= CLIENT_REQUEST_ID_MAX_BYTES)
             .map(str::to_owned);
+    }
+
+    /// Takes down from where the client came.
+    pub(super) fn came_from(&mut self, address: Option<IpAddr>) {
+        self.address = address;
     }
 
     pub(super) fn endpoint(&mut self, endpoint: Endpoint) {
@@ -338,6 +346,7 @@ impl Trace {
             target: "weir::request",
             request_id = %self.request_id,
             client_request_id = self.client_request_id.as_deref(),
+            client = self.address.map(tracing::field::display),
             account_id = self.account.map(tracing::field::display),
             key_id = self.key.map(tracing::field::display),
             endpoint = self.endpoint.map(Endpoint::path),

@@ -20,20 +20,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// What connections may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Settings {
     /// At once, in this process.
     pub(super) connections_max: usize,
     /// At once, of one address; those of this machine are not counted, nor of clients behind a socket of it.
     pub(super) connections_per_address_max: usize,
+    /// Balancers and forwarders, which are not counted as one address.
+    pub(super) between: Arc<[Network]>,
     /// How long a head may take.
     pub(super) head: HeadLimits,
+}
+
+/// Where connections come in.
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
 }
 
 /// What comes before HTTP on a listener.
@@ -54,6 +62,7 @@ struct Inner {
     open: Mutex<Open>,
     refused_all: AtomicU64,
     refused_address: AtomicU64,
+    not_begun: AtomicU64,
 }
 
 #[derive(Default)]
@@ -75,7 +84,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Accepts on one listener until it is told to close.
 pub(super) async fn accept(
-    listener: TcpListener,
+    listener: Listener,
     app: Arc<HttpProxy<Proxy>>,
     before: Before,
     connections: Connections,
@@ -89,17 +98,20 @@ pub(super) async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok((socket, peer)) => {
                 // Without a place nothing is sent: whoever opens too many connections would only read more.
                 let Some(place) = connections.enter(peer) else { continue };
+                let counted = connections.clone();
                 let (app, before, closing) = (Arc::clone(&app), before.clone(), closing.clone());
                 requests.spawn(async move {
                     // Until HTTP begins all that a client can do is to be late.
                     // Boxed, so that a handshake takes no room once it is over.
-                    let begun = Box::pin(timeout(BEGIN_MAX, begin(stream, peer, &before, place))).await;
+                    let begun = Box::pin(timeout(BEGIN_MAX, begin(socket, peer, &before, place))).await;
                     if let Ok(Some((stream, place))) = begun {
                         serve(stream, &app, &closing).await;
                         drop(place);
+                    } else {
+                        counted.0.not_begun.fetch_add(1, Ordering::Relaxed);
                     }
                 });
             }
@@ -112,23 +124,39 @@ pub(super) async fn accept(
     }
 }
 
+impl Listener {
+    /// The next connection; one of this machine has no address.
+    async fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Socket::Tcp(stream), Some(peer)))
+            }
+            Listener::Unix(listener) => Ok((Socket::Unix(listener.accept().await?.0), None)),
+        }
+    }
+}
+
 /// Brings a connection to where HTTP begins. Without a word, where it does not come so far: whoever is there speaks something else.
 async fn begin(
-    mut stream: TcpStream,
-    peer: SocketAddr,
+    mut socket: Socket,
+    peer: Option<SocketAddr>,
     before: &Before,
     mut place: Place,
 ) -> Option<(Stream, Place)> {
     // What is written goes out with its flush, not when the kernel finds it worth while.
-    stream.set_nodelay(true).ok()?;
+    if let Socket::Tcp(stream) = &socket {
+        stream.set_nodelay(true).ok()?;
+    }
     let (mut client, mut ahead) = (peer, Vec::new());
-    if before.balancers.iter().any(|network| network.contains(peer.ip())) {
-        let told = read_proxy_head(&mut stream, &mut ahead).await?;
-        client = told.unwrap_or(peer);
+    if let (Socket::Tcp(stream), Some(balancer)) = (&mut socket, peer)
+        && before.balancers.iter().any(|network| network.contains(balancer.ip()))
+    {
+        client = read_proxy_head(stream, &mut ahead).await?.or(peer);
         place = place.moved_to(client)?;
     }
     let head = place.connections.0.settings.load().head;
-    let connection = Connection::new(Socket::Tcp(stream), Some(client), ahead, head).ok()?;
+    let connection = Connection::new(socket, client, ahead, head).ok()?;
     let Some(tls) = &before.tls else { return Some((Box::new(connection), place)) };
     let secured = connection.secured();
     match tls.tls_handshake(connection).await {
@@ -139,7 +167,7 @@ async fn begin(
             Some((Box::new(stream), place))
         }
         Err(error) => {
-            tracing::debug!(%error, client = %client.ip(), "a TLS handshake failed");
+            tracing::debug!(%error, client = client.map(|it| tracing::field::display(it.ip())), "a TLS handshake failed");
             None
         }
     }
@@ -194,6 +222,7 @@ impl Connections {
             open: Mutex::default(),
             refused_all: AtomicU64::new(0),
             refused_address: AtomicU64::new(0),
+            not_begun: AtomicU64::new(0),
         }))
     }
 
@@ -212,10 +241,17 @@ impl Connections {
         (self.0.refused_all.load(Ordering::Relaxed), self.0.refused_address.load(Ordering::Relaxed))
     }
 
-    fn enter(&self, peer: SocketAddr) -> Option<Place> {
+    /// How many ended so far before HTTP began: in a TLS handshake, or in a head of the PROXY protocol.
+    pub(super) fn not_begun(&self) -> u64 {
+        self.0.not_begun.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self, peer: Option<SocketAddr>) -> Option<Place> {
         let settings = self.0.settings.load();
-        let ip = peer.ip().to_canonical();
-        let address = (!ip.is_loopback()).then_some(ip);
+        // Who stands between carries the connections of many.
+        let is_between = |ip: &IpAddr| settings.between.iter().any(|network| network.contains(*ip));
+        let address = peer.map(|peer| peer.ip().to_canonical());
+        let address = address.filter(|ip| !ip.is_loopback() && !is_between(ip));
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.all >= settings.connections_max {
             self.0.refused_all.fetch_add(1, Ordering::Relaxed);
@@ -236,7 +272,7 @@ impl Connections {
 
 impl Place {
     /// The same place, of a client behind the balancer that it was taken for; `None` where that one has too many.
-    fn moved_to(self, client: SocketAddr) -> Option<Place> {
+    fn moved_to(self, client: Option<SocketAddr>) -> Option<Place> {
         let connections = self.connections.clone();
         drop(self);
         connections.enter(client)
@@ -264,30 +300,41 @@ mod tests {
 
     fn connections() -> Connections {
         let head = HeadLimits { timeout: Duration::from_secs(1), max_bytes: 1 };
-        Connections::new(Settings { connections_max: 3, connections_per_address_max: 2, head })
+        Connections::new(Settings {
+            connections_max: 3,
+            connections_per_address_max: 2,
+            between: Arc::new(["203.0.113.0/24".parse().unwrap()]),
+            head,
+        })
     }
 
     #[test]
     fn an_address_has_no_more_connections_than_its_share_and_gets_its_places_back() {
         let connections = connections();
-        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let at = |text: &str| text.parse::<SocketAddr>().ok();
         let first = connections.enter(at("192.0.2.1:1")).unwrap();
         let _second = connections.enter(at("[::ffff:192.0.2.1]:2")).unwrap();
         assert!(connections.enter(at("192.0.2.1:3")).is_none());
         assert_eq!(connections.refused(), (0, 1));
+        let _between = connections.enter(at("203.0.113.9:1")).unwrap();
+        assert_eq!(
+            connections.0.open.lock().unwrap().by_address.len(),
+            1,
+            "a balancer is not counted as one address"
+        );
         drop(first);
         assert!(connections.enter(at("192.0.2.1:3")).is_some());
-        assert_eq!(connections.open(), 1);
+        assert_eq!(connections.open(), 2);
     }
 
     #[test]
     fn all_addresses_together_have_no_more_connections_than_the_process_takes() {
         let connections = connections();
-        let local = "127.0.0.1:1".parse().unwrap();
+        let local = "127.0.0.1:1".parse().ok();
         let places: Vec<Place> = (0..3).map(|_| connections.enter(local).unwrap()).collect();
         assert!(connections.enter(local).is_none());
         assert_eq!((connections.open(), connections.refused()), (3, (1, 0)));
-        let settings = Settings { connections_max: 4, ..**connections.0.settings.load() };
+        let settings = Settings { connections_max: 4, ..Settings::clone(&connections.0.settings.load()) };
         connections.replace(settings);
         let fourth = connections.enter(local).unwrap();
         assert!(connections.enter(local).is_none());

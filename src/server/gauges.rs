@@ -100,6 +100,7 @@ impl Sources {
             (Level::Connections, self.connections.open() as f64),
             (Level::ConnectionsRefusedAll, refused as f64),
             (Level::ConnectionsRefusedAddress, refused_of_address as f64),
+            (Level::ConnectionsNotBegun, self.connections.not_begun() as f64),
             (Level::RequestsInFlight, count(&self.in_flight)),
             (Level::Drains, self.drains.open() as f64),
             (Level::DrainsTurnedAway, self.drains.turned_away() as f64),

@@ -5,15 +5,17 @@
 //! kernel until somebody accepts them.
 
 use super::ServeError;
-use super::accept::{self, Before, Connections, accept};
+use super::accept::{self, Before, Connections, Listener, accept};
 use super::sockets::Sockets;
 use super::tls::{self, Certificates};
 use crate::authenticate::Network;
+use crate::config::Config;
 use crate::proxy::Proxy;
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -41,6 +43,7 @@ pub(super) struct Settings {
 pub(super) struct Listening {
     plain: Vec<TcpListener>,
     tls: Vec<TcpListener>,
+    unix: Vec<UnixListener>,
 }
 
 /// Pingora, running.
@@ -52,16 +55,14 @@ pub(super) struct Running {
 }
 
 impl Listening {
-    /// Takes every address, for plain HTTP and for TLS.
-    pub(super) fn claim(
-        plain: &[SocketAddr],
-        tls: &[SocketAddr],
-        sockets: &mut Sockets,
-    ) -> Result<Self, ServeError> {
+    /// Takes every address, for plain HTTP and for TLS, and every socket in the file system.
+    pub(super) fn claim(config: &Config, sockets: &mut Sockets) -> Result<Self, ServeError> {
         let mut all = |addresses: &[SocketAddr]| {
             addresses.iter().map(|address| sockets.tcp(*address)).collect::<Result<_, _>>()
         };
-        Ok(Listening { plain: all(plain)?, tls: all(tls)? })
+        let (plain, tls) = (all(&config.server.listen)?, all(&config.tls.listen)?);
+        let unix = config.unix.listen.iter().map(|path| sockets.unix(path, config.unix.mode));
+        Ok(Listening { plain, tls, unix: unix.collect::<Result<_, _>>()? })
     }
 
     /// Starts Pingora before this proxy.
@@ -84,13 +85,16 @@ impl Listening {
         let plain = Before { balancers: Arc::clone(&balancers), tls: None };
         let acceptor = tls::acceptor(Arc::clone(certificates)).map_err(std::io::Error::other)?;
         let secured = Before { balancers, tls: Some(Arc::new(acceptor)) };
-        let plain = self.plain.into_iter().map(|listener| (listener, plain.clone()));
-        let secured = self.tls.into_iter().map(|listener| (listener, secured.clone()));
-        for (listener, before) in plain.chain(secured) {
-            let listener = {
-                let _on_requests = runtime.enter();
-                tokio::net::TcpListener::from_std(listener)?
-            };
+        let listeners: Vec<(Listener, Before)> = {
+            let _on_requests = runtime.enter();
+            let tcp = |listener| tokio::net::TcpListener::from_std(listener).map(Listener::Tcp);
+            let unix = |listener| tokio::net::UnixListener::from_std(listener).map(Listener::Unix);
+            let secured = self.tls.into_iter().map(|it| Ok((tcp(it)?, secured.clone())));
+            let open = self.plain.into_iter().map(tcp).chain(self.unix.into_iter().map(unix));
+            let open = open.map(|listener| Ok((listener?, plain.clone())));
+            open.chain(secured).collect::<std::io::Result<_>>()?
+        };
+        for (listener, before) in listeners {
             let accepting_on =
                 accept(listener, Arc::clone(&app), before, connections.clone(), is_closing.clone());
             accepting.spawn_on(accepting_on, runtime.handle());

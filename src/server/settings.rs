@@ -114,6 +114,7 @@ pub(super) fn accept(config: &Config) -> accept::Settings {
     accept::Settings {
         connections_max: config.server.max_connections,
         connections_per_address_max: config.server.max_connections_per_address,
+        between: config.networks.proxy_protocol.iter().chain(&config.networks.forwarders).copied().collect(),
         head: HeadLimits { timeout: config.server.head_timeout, max_bytes: HEAD_MAX_BYTES },
     }
 }

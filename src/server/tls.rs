@@ -3,6 +3,7 @@
 //! Promises: TLS 1.2 and 1.3 only, HTTP/2 where the client offers it; a client that names no host, or one that nothing here is for, gets
 //! the first certificate; a handshake that has begun ends with the certificate that it began with. Refuses to know: who asks for what.
 
+use crate::clock::UnixMicros;
 use crate::config::{self, Config};
 use crate::secret::ExposeSecret as _;
 use arc_swap::ArcSwap;
@@ -42,6 +43,8 @@ pub(super) struct Expiry {
     pub(super) at_s: i64,
 }
 
+/// So long before its end a certificate is warned of, in seconds.
+const EXPIRES_SOON_S: i64 = 14 * 86_400;
 /// What HTTP versions are offered, the best first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
@@ -88,6 +91,18 @@ impl Set {
     /// When each ends.
     pub(super) fn expiries(&self) -> &[Expiry] {
         &self.expiries
+    }
+
+    /// The certificates that clients refuse, or will within two weeks.
+    pub(super) fn warnings(&self, now: UnixMicros) -> Vec<String> {
+        let told = |Expiry { name, at_s }: &Expiry| match at_s.saturating_sub(now.0 / 1_000_000) {
+            left if left <= 0 => Some(format!("certificate {name}: it has expired, and clients refuse it")),
+            left if left <= EXPIRES_SOON_S => {
+                Some(format!("certificate {name}: it expires in {} days", left / 86_400))
+            }
+            _ => None,
+        };
+        self.expiries.iter().filter_map(told).collect()
     }
 
     /// The certificate for a host (RFC 9525, section 6.3: a star stands for one label).

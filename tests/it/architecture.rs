@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("sse", 10),
     ("tokens", 10),
     ("document", 10),
+    ("proxy_protocol", 10),
     ("openai", 10),
     ("metrics", 10),
     ("telemetry", 11),
@@ -45,6 +46,8 @@ const KEPT_IN: &[(&str, &[&str])] = &[
     ("prometheus", &["metrics"]),
     ("opentelemetry", &["telemetry"]),
     ("sqlx", &["store"]),
+    ("maxminddb", &["admit"]),
+    ("rustls", &["server"]),
     ("serde_json::Value", &["openai", "provider"]),
     ("crate::config", &["cli", "server", "config"]),
 ];

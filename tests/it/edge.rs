@@ -1,6 +1,7 @@
 //! How clients come in: HTTPS by name, balancers and forwarders in between, and who may come.
 
 mod tls;
+mod unix;
 
 use crate::support::gateway::hello;
 use crate::support::{Connection, Gateway, Request, Upstream};

@@ -2,7 +2,7 @@
 
 use super::{address, directory, label, new_name, secret};
 use crate::authenticate::Network;
-use crate::config::{Certificate, Countries, Networks, PlainHttp, Server, Tls};
+use crate::config::{Certificate, Countries, Networks, PlainHttp, Server, Tls, Unix};
 use crate::document::{Table, Value};
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -32,6 +32,20 @@ pub(super) fn tls(table: &mut Table<'_>, server: &Server) -> Tls {
         seen.insert(address).then_some(address).ok_or_else(|| format!("{address} stands twice"))
     });
     Tls { listen: listen.unwrap_or_default() }
+}
+
+pub(super) fn unix(table: &mut Table<'_>) -> Unix {
+    let mut seen = HashSet::new();
+    let listen = table.list("listen", |value| {
+        let path = directory(value)?;
+        seen.insert(path.clone()).then_some(path).ok_or_else(|| "it stands twice".to_owned())
+    });
+    let mode = table.optional("mode", |value| {
+        let text = value.text()?;
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| (0o001..=0o777).contains(mode));
+        mode.ok_or_else(|| format!("`{text}` is no mode such as \"0660\""))
+    });
+    Unix { listen: listen.unwrap_or_default(), mode: mode.unwrap_or(Unix::default().mode) }
 }
 
 /// Every `[[certificate]]`; at least one where TLS is spoken.
