@@ -142,6 +142,7 @@ async fn prepare(
     let store = Store::open(&format!("sqlite:{}", new.display()), Opened::ByServer).await?;
     let done = prepared(&store, manifest, home, rest, clock).await;
     store.close().await;
+    Replaceable::gather(new).await?;
     done
 }
 

@@ -37,6 +37,10 @@ pub struct Difference {
 /// How long another process may take to leave.
 const LEAVE_WAIT: Duration = Duration::from_secs(1);
 
+/// How often it is tried to be alone with a database that was just closed.
+const GATHER_TRIES: u32 = 50;
+const GATHER_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
 /// What each kind of difference is. Columns: when, account, detail, micro-dollars.
 const DIFFERENCES: [(&str, &str); 8] = [
     (
@@ -103,6 +107,34 @@ impl Replaceable {
             ))),
             Err(error) => Ok(Replaceable { path, connection: None, unreadable: Some(error.to_string()) }),
         }
+    }
+
+    /// Brings all of a database, which its processes have closed, into its one file, and that on the disk: what is in a write-ahead log
+    /// would not go with the file.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` where somebody has it open for longer than a connection takes to close.
+    pub async fn gather(file: &Path) -> Result<(), StoreError> {
+        // A connection may go on closing for a moment after its pool is closed.
+        let mut tries = 0;
+        let connection = loop {
+            match alone(file).await {
+                Err(StoreError::Busy(_)) if tries < GATHER_TRIES => tries += 1,
+                other => break other?,
+            }
+            tokio::time::sleep(GATHER_AGAIN_AFTER).await;
+        };
+        connection.close().await?;
+        let on_disk = || {
+            let mut log = file.to_owned().into_os_string();
+            log.push("-wal");
+            match Path::new(&log).exists() {
+                true => Err(std::io::Error::other("its write-ahead log is still there")),
+                false => File::open(file)?.sync_all(),
+            }
+        };
+        on_disk().map_err(|error| StoreError::Open(format!("{}: {error}", file.display())))
     }
 
     /// Where it is.
