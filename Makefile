@@ -37,6 +37,7 @@ test: lint $(E2E)/installed $(PROMETHEUS)/installed $(TOOLS)/cargo-deb-$(CARGO_D
 # `make soak KILLS=100 AWAY=20` is a shorter one.
 soak: cargo c-tools python ## The crash tests at length: 1,000 kills, the database away for a minute
 	$(BUILD) cargo test --locked --no-run --test it
+	WEIR_RELOADS=$(or $(RELOADS),2000) timeout --foreground 1h cargo test --locked --test it reload::storm -- --nocapture
 	WEIR_KILLS=$(or $(KILLS),1000) WEIR_AWAY_SECONDS=$(or $(AWAY),60) timeout --foreground 3h cargo test --locked --test it crash:: -- --nocapture --test-threads=1
 
 # `make fuzz TARGET=body SECONDS=600` is a longer one of one target. What fails is in target/fuzz/found, to be a seed once it is mended.

@@ -3,6 +3,7 @@
 //! Promises: all that is wrong with a document is told at once, each problem with its line and a caret; a key that the reader does
 //! not ask for is a problem. Refuses to know: what the keys mean, and where the text comes from.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -49,8 +50,12 @@ struct Problem {
     /// In bytes of the text.
     at: Range<usize>,
     message: String,
+    /// From here on the line is not shown: a secret may stand there.
+    hidden_from: Option<usize>,
 }
 
+/// What stands for a value that is not shown.
+const HIDDEN: &str = "...";
 /// Problems shown at most; the rest is counted.
 const SHOWN_MAX: usize = 50;
 
@@ -110,7 +115,24 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The same; an absent key is a problem.
+    /// The same of a value that is not shown where it is wrong: somebody may have put a secret there.
+    pub fn confidential<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(Value<'_>) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.find(key)?;
+        match parse(Value(value.get_ref())) {
+            Ok(parsed) => Some(parsed),
+            Err(message) => {
+                let at = value.span();
+                self.notes.add_hiding(at.clone(), format!("`{key}`: {message}"), at.start);
+                None
+            }
+        }
+    }
+
+    /// The same as [`Table::optional`]; an absent key is a problem.
     pub fn required<T>(
         &mut self,
         key: &'static str,
@@ -165,14 +187,15 @@ impl<'a> Table<'a> {
     /// What is in each table of that name: `[[key]]`, or a list of inline tables. Absent, there is none.
     pub fn tables<T>(&mut self, key: &'static str, mut reader: impl FnMut(&mut Table<'_>) -> T) -> Vec<T> {
         let Some(value) = self.find(key) else { return Vec::new() };
+        let expected = format!("`{key}` is a list of tables: [[{}{key}]] or [{{ .. }}]", self.path);
         let Some(array) = value.get_ref().as_array() else {
-            self.notes.add(value.span(), format!("`{key}` is a list of tables: [[{key}]]"));
+            self.notes.add(value.span(), expected);
             return Vec::new();
         };
         let mut results = Vec::with_capacity(array.len());
         for item in array.iter() {
             let Some(table) = item.get_ref().as_table() else {
-                self.notes.add(item.span(), format!("`{key}` is a list of tables: [[{key}]]"));
+                self.notes.add(item.span(), expected.clone());
                 continue;
             };
             let mut table = Table::new(table, item.span(), format!("{}{key}.", self.path), self.notes);
@@ -185,6 +208,14 @@ impl<'a> Table<'a> {
     /// Whether the document has this key here.
     pub fn has(&self, key: &str) -> bool {
         self.table.keys().any(|have| have.get_ref() == key)
+    }
+
+    /// Whether the document has a list here with nothing in it.
+    pub fn is_empty_list(&self, key: &str) -> bool {
+        let found = self.table.iter().find(|(have, _)| have.get_ref() == key);
+        found
+            .and_then(|(_, value)| value.get_ref().as_array())
+            .is_some_and(|array| array.iter().next().is_none())
     }
 
     /// Notes a problem of the table as a whole.
@@ -219,7 +250,8 @@ impl<'a> Table<'a> {
     fn end(self) {
         for key in self.table.keys().filter(|key| !self.asked.iter().any(|asked| key.get_ref() == asked)) {
             let known = self.asked.join(", ");
-            self.notes.add(key.span(), format!("unknown key `{}`; there are: {known}", key.get_ref()));
+            let message = format!("unknown key `{}`; there are: {known}", key.get_ref());
+            self.notes.add_hiding(key.span(), message, key.span().end);
         }
     }
 }
@@ -256,7 +288,11 @@ impl<'a> Value<'a> {
 
 impl Notes {
     fn add(&self, at: Range<usize>, message: String) {
-        self.problems.borrow_mut().push(Problem { at, message });
+        self.problems.borrow_mut().push(Problem { at, message, hidden_from: None });
+    }
+
+    fn add_hiding(&self, at: Range<usize>, message: String, from: usize) {
+        self.problems.borrow_mut().push(Problem { at, message, hidden_from: Some(from) });
     }
 }
 
@@ -295,11 +331,29 @@ impl Problem {
         let indent: String =
             text[line_start..start].chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         let end = floor(text, self.at.end).clamp(start, (line_start + line.len()).max(start));
-        let carets = "^".repeat(text[start..end].chars().count().max(1));
+        let shown = self.shown(line, line_start);
+        let carets = match self.hidden_from {
+            Some(from) if from <= start => HIDDEN.len(),
+            Some(_) | None => text[start..end].chars().count().max(1),
+        };
+        let carets = "^".repeat(carets);
         let column = indent.chars().count() + 1;
         let margin = " ".repeat(number.to_string().len());
         write!(f, "{}\n{margin}--> {file}:{number}:{column}\n{margin} |\n", self.message)?;
-        write!(f, "{number} | {line}\n{margin} | {indent}{carets}")
+        write!(f, "{number} | {shown}\n{margin} | {indent}{carets}")
+    }
+}
+
+impl Problem {
+    /// The line, without what may be a secret: a value, in which nothing is wrong that could be seen.
+    fn shown<'a>(&self, line: &'a str, line_start: usize) -> Cow<'a, str> {
+        let kept = self.hidden_from.and_then(|from| line.split_at_checked(from.checked_sub(line_start)?));
+        let Some((kept, rest)) = kept else { return Cow::Borrowed(line) };
+        match rest.split_once('=') {
+            Some((before, _)) if before.trim().is_empty() => format!("{kept}{before}= {HIDDEN}").into(),
+            _ if kept.trim_end().ends_with('=') => format!("{kept}{HIDDEN}").into(),
+            _ => Cow::Borrowed(line),
+        }
     }
 }
 
@@ -341,7 +395,7 @@ mod tests {
         let shown = report.to_string();
         assert_eq!(
             shown,
-            "unknown key `sise`; there are: size\n --> f.toml:2:3\n  |\n2 |   sise = 3\n  |   ^^^^\n\n\
+            "unknown key `sise`; there are: size\n --> f.toml:2:3\n  |\n2 |   sise = ...\n  |   ^^^^\n\n\
              `size`: must be from 1 to 9\n --> f.toml:3:8\n  |\n3 | size = 10\n  |        ^^\n\n\
              `name`: a string is expected, not an integer\n --> f.toml:6:8\n  |\n6 | name = 5\n  |        ^\n\n\
              `name` is missing\n --> f.toml:7:1\n  |\n7 | [[b]]\n  | ^^^^^"
@@ -358,7 +412,7 @@ mod tests {
     #[test]
     fn a_caret_stands_right_under_text_that_is_not_ascii() {
         let shown = read("f.toml", "a = { \"größe\" = 1 }", reader).unwrap_err().to_string();
-        assert!(shown.contains("1 | a = { \"größe\" = 1 }\n  |       ^^^^^^^"), "{shown}");
+        assert!(shown.contains("1 | a = { \"größe\" = ...\n  |       ^^^^^^^"), "{shown}");
     }
 
     #[test]

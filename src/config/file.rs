@@ -45,7 +45,7 @@ fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
         let listen = table.optional("listen", address).unwrap_or(Admin::default().listen);
         for (name, taken) in [("server", &server.listen), ("tls", &tls.listen)] {
             if taken.contains(&listen) {
-                table.problem_at("listen", format!("{listen} is an address of [{name}], too"));
+                table.problem_at("listen", format!("`listen`: {listen} is an address of [{name}], too"));
             }
         }
         Admin { listen }
@@ -92,11 +92,11 @@ fn server(table: &mut Table<'_>) -> Server {
         let address = address(value)?;
         seen.insert(address).then_some(address).ok_or_else(|| format!("{address} stands here twice"))
     });
-    if listen.as_ref().is_some_and(Vec::is_empty) {
+    if table.is_empty_list("listen") {
         table.problem_at("listen", "`listen`: at least one address is needed");
     }
     let mut server = Server {
-        listen: listen.unwrap_or(default.listen),
+        listen: listen.filter(|listen| !listen.is_empty()).unwrap_or(default.listen),
         plain_http: default.plain_http,
         threads: size(table, "threads", default.threads, THREADS),
         max_connections: size(table, "max_connections", default.max_connections, 1..=10_000_000),
@@ -152,7 +152,7 @@ fn server(table: &mut Table<'_>) -> Server {
     if server.max_buffered_bytes < server.max_body_bytes {
         table.problem_at(
             "max_buffered_bytes",
-            "all bodies together may take less than one (`max_body_bytes`) alone",
+            "`max_buffered_bytes`: less than `max_body_bytes`, so that one body alone could take more than all together",
         );
     }
     server
@@ -160,7 +160,7 @@ fn server(table: &mut Table<'_>) -> Server {
 
 fn auth(table: &mut Table<'_>, secrets: &Secrets) -> Auth {
     let default = Auth::default();
-    let pepper = table.optional("pepper", secret).unwrap_or(default.pepper);
+    let pepper = table.confidential("pepper", secret).unwrap_or(default.pepper);
     if let Err(error) = secrets.check_pepper(&pepper) {
         table.problem_at("pepper", format!("`pepper`: {error}"));
     }
@@ -224,7 +224,7 @@ fn new_name(
 ) -> Option<String> {
     let name = table.required("name", parse)?;
     if !names.insert(name.clone()) {
-        table.problem_at("name", format!("there is another `{name}` above"));
+        table.problem_at("name", format!("`name`: there is another `{name}` above"));
     }
     Some(name)
 }

@@ -71,7 +71,9 @@ impl Secrets {
         match reference.resolve() {
             Err(error) => table.problem_at("api_key", format!("`api_key`: {error}")),
             Ok(key) if dialect.is_some_and(|it| it.authorization(key.expose_secret()).is_none()) => {
-                table.problem_at("api_key", format!("`api_key`: {reference} cannot stand in a header"));
+                table.problem_at("api_key", format!(
+                    "`api_key`: {reference} cannot stand in a header; a key is one line of visible ASCII characters"
+                ));
             }
             Ok(key) => {
                 keys.extend(provider.map(|provider| (provider.clone(), key)));

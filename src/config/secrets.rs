@@ -25,6 +25,11 @@ pub enum SecretError {
     /// The environment has no such variable, or it is no text.
     #[error("the environment variable {0} is not set")]
     NotSet(String),
+    /// It is to come from systemd, which has given none.
+    #[error(
+        "credential:{0}: $CREDENTIALS_DIRECTORY is not set; systemd sets it for a unit with LoadCredential="
+    )]
+    NoCredentials(String),
     /// It is there, and there is nothing in it.
     #[error("{0} is empty")]
     Empty(SecretRef),
@@ -91,12 +96,15 @@ impl SecretRef {
 
     /// The bytes as they are kept.
     fn bytes(&self) -> Result<Vec<u8>, SecretError> {
-        let variable = |name: &str| environment(name).ok_or_else(|| SecretError::NotSet(name.to_owned()));
         match self {
-            SecretRef::Env(name) => variable(name).map(String::into_bytes),
+            SecretRef::Env(name) => {
+                environment(name).map(String::into_bytes).ok_or_else(|| SecretError::NotSet(name.clone()))
+            }
             SecretRef::File(path) => self.read(path),
             SecretRef::Credential(name) => {
-                self.read(&Path::new(&variable(CREDENTIALS_DIRECTORY)?).join(name))
+                let directory = environment(CREDENTIALS_DIRECTORY);
+                let directory = directory.ok_or_else(|| SecretError::NoCredentials(name.clone()))?;
+                self.read(&Path::new(&directory).join(name))
             }
         }
     }

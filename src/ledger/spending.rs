@@ -2,7 +2,8 @@
 //!
 //! Promises: what this process spends and holds by a key counts at once, and is in the database with the settlements, so that a restart
 //! forgets nothing; what other processes spend by it counts here within [`FOLLOW_EVERY`] of its batch. The bound of a limit is therefore
-//! the limit, and what other live processes settle and hold in that time, and the error of estimates.
+//! the limit, and what other live processes settle and hold in that time, and the error of estimates. A key that was idle is followed no
+//! more: its first use reads once what others spent meanwhile, or goes on with what is known where the database does not answer.
 
 use super::Inner;
 use super::Shortage;
@@ -12,18 +13,23 @@ use crate::money::Picos;
 use crate::spend::{SpendLimit, SpendWindow};
 use crate::store::StoreError;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// The keys with a limit that were used.
 #[derive(Default)]
-pub(super) struct Spending(RwLock<HashMap<KeyId, Arc<KeyMeter>>>);
+pub(super) struct Spending {
+    meters: RwLock<HashMap<KeyId, Arc<KeyMeter>>>,
+    /// The database has not answered, and [`follow`] has not found it again: nobody waits for it.
+    is_away: AtomicBool,
+}
 
 /// One key's limit and what counts against it.
 pub(super) struct KeyMeter {
     limit: Picos,
     window: SpendWindow,
-    /// The first read of what was spent, once.
+    /// The first read of what was spent, once; and one read after it was idle.
     loading: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
@@ -38,11 +44,15 @@ struct State {
     others_pico: i64,
     held_pico: i64,
     is_loaded: bool,
+    /// It was idle, and others may have spent more than is known.
+    is_stale: bool,
     used_at: Instant,
 }
 
 /// How often what other processes spend is read.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+/// A key that is not used for this long is no longer followed.
+const STALE_AFTER: Duration = Duration::from_secs(2 * FOLLOW_EVERY.as_secs());
 /// A key that is not used for this long is read from the database again when it is.
 const IDLE_MAX: Duration = Duration::from_secs(3_600);
 /// Keys read at once.
@@ -51,9 +61,9 @@ const KEYS_AT_ONCE: usize = 500;
 impl Spending {
     /// The meter of a key, turned to the window of this time.
     pub(super) fn meter(&self, key: KeyId, limit: SpendLimit, at: UnixMicros, now: Instant) -> Arc<KeyMeter> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let known = self.meters.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         let meter = known.unwrap_or_else(|| {
-            let mut meters = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            let mut meters = self.meters.write().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(meters.entry(key).or_insert_with(|| Arc::new(KeyMeter::new(limit, at, now))))
         });
         meter.turn(at, now);
@@ -61,7 +71,7 @@ impl Spending {
     }
 
     fn used_since(&self, since: Instant) -> Vec<(KeyId, Arc<KeyMeter>)> {
-        let meters = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let meters = self.meters.read().unwrap_or_else(PoisonError::into_inner);
         let is_used = |meter: &KeyMeter| {
             let state = meter.state();
             state.is_loaded && (state.used_at >= since || state.held_pico > 0)
@@ -75,7 +85,7 @@ impl Spending {
 
     /// Forgets keys that nobody uses. Only where all that this session has settled is in the database, to be read from there.
     fn forget_idle(&self, now: Instant) {
-        let mut meters = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut meters = self.meters.write().unwrap_or_else(PoisonError::into_inner);
         meters.retain(|_, meter| {
             let state = meter.state();
             // One that a request has at hand stays, too.
@@ -98,6 +108,7 @@ impl KeyMeter {
                 others_pico: 0,
                 held_pico: 0,
                 is_loaded: false,
+                is_stale: false,
                 used_at: now,
             }),
         }
@@ -107,6 +118,7 @@ impl KeyMeter {
     fn turn(&self, at: UnixMicros, now: Instant) {
         let start = self.window.start(at);
         let mut state = self.state();
+        state.is_stale |= state.is_loaded && now.saturating_duration_since(state.used_at) > STALE_AFTER;
         state.used_at = now;
         if start > state.start {
             (state.start, state.own_pico, state.others_pico) = (start, 0, 0);
@@ -133,8 +145,28 @@ impl KeyMeter {
         Ok(())
     }
 
-    pub(super) fn is_loaded(&self) -> bool {
-        self.state().is_loaded
+    /// Reads what others have spent, once after the key was idle. What was spent here is known.
+    async fn freshen(&self, inner: &Inner, key: KeyId) -> Result<(), StoreError> {
+        let _loading = self.loading.lock().await;
+        let start = {
+            let state = self.state();
+            if !state.is_stale {
+                return Ok(());
+            }
+            state.start
+        };
+        let sums = inner.store.spent_by_others(&[(key, start)], inner.session).await?;
+        self.note_others(start, sums.get(&key).copied());
+        Ok(())
+    }
+
+    /// Others have spent so much in the window that began then.
+    fn note_others(&self, start: UnixMicros, sum: Option<Picos>) {
+        let mut state = self.state();
+        if state.start == start {
+            state.others_pico = sum.map_or(0, |sum| sum.0);
+            state.is_stale = false;
+        }
     }
 
     /// What neither is spent nor held.
@@ -184,7 +216,14 @@ pub(super) async fn meter(
     came_at: UnixMicros,
 ) -> Result<Arc<KeyMeter>, Shortage> {
     let meter = inner.spending.meter(key, limit, came_at, inner.clock.now());
-    if meter.is_loaded() {
+    let (is_loaded, is_stale) = {
+        let state = meter.state();
+        (state.is_loaded, state.is_stale)
+    };
+    if is_loaded {
+        if is_stale && !inner.spending.is_away.load(Ordering::Relaxed) {
+            freshen(inner, key, &meter).await;
+        }
         return Ok(meter);
     }
     let (of, cold) = (Arc::clone(inner), Arc::clone(&meter));
@@ -199,6 +238,21 @@ pub(super) async fn meter(
     }
 }
 
+/// Brings a meter that was idle up to date. Where that cannot be done in time, what is known stays in force, and those who come after do
+/// not wait for it.
+async fn freshen(inner: &Arc<Inner>, key: KeyId, meter: &Arc<KeyMeter>) {
+    let (of, stale) = (Arc::clone(inner), Arc::clone(meter));
+    let reading = inner.books.spawn(async move { stale.freshen(&of, key).await });
+    let fault = match tokio::time::timeout(inner.settings.grant_timeout, reading).await {
+        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(dropped)) => dropped.to_string(),
+        Err(late) => late.to_string(),
+    };
+    inner.spending.is_away.store(true, Ordering::Relaxed);
+    tracing::warn!(key_id = %key, fault, "what other processes spent by a key could not be read; what is known stays in force");
+}
+
 /// Reads again and again what other processes spend by the keys that are used here.
 pub(super) async fn follow(inner: Arc<Inner>) {
     let mut since = inner.clock.now();
@@ -211,7 +265,10 @@ pub(super) async fn follow(inner: Arc<Inner>) {
             let windows: Vec<(KeyId, UnixMicros)> =
                 used.iter().map(|(key, meter)| (*key, meter.state().start)).collect();
             match inner.store.spent_by_others(&windows, inner.session).await {
-                Ok(sums) => note_others(used, &windows, &sums),
+                Ok(sums) => {
+                    note_others(used, &windows, &sums);
+                    inner.spending.is_away.store(false, Ordering::Relaxed);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "what other processes spend by keys with a limit could not be read");
                     is_read = false;
@@ -233,10 +290,7 @@ fn note_others(
     sums: &HashMap<KeyId, Picos>,
 ) {
     for ((key, meter), (_, start)) in used.iter().zip(windows) {
-        let mut state = meter.state();
-        if state.start == *start {
-            state.others_pico = sums.get(key).map_or(0, |sum| sum.0);
-        }
+        meter.note_others(*start, sums.get(key).copied());
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
     /// It cannot be parsed.
-    #[error("not a URL")]
+    #[error("not a URL such as https://api.example.com/v1")]
     NotAUrl,
     /// Neither scheme that providers are reached by.
     #[error("must begin with https:// or http://")]

@@ -34,6 +34,7 @@ mod locks;
 mod manual;
 mod matrix;
 mod memory;
+mod mistakes;
 mod models;
 mod package;
 mod policy;

@@ -47,7 +47,7 @@ pub(super) fn routing(table: &mut Table<'_>) -> Routing {
         cool_down_max: time(table, "cool_down_max_ms", default.cool_down_max),
     };
     if routing.circuit_open_max < routing.circuit_open {
-        table.problem_at("circuit_open_max_ms", "`circuit_open_max_ms` is less than `circuit_open_ms`");
+        table.problem_at("circuit_open_max_ms", "`circuit_open_max_ms`: less than `circuit_open_ms`");
     }
     routing
 }
@@ -61,7 +61,7 @@ pub(super) fn provider(
     let dialect = table.required("dialect", dialect);
     let origin =
         table.required("base_url", |value| Origin::parse(value.text()?).map_err(|fault| fault.to_string()));
-    let api_key = table.optional("api_key", secret);
+    let api_key = table.confidential("api_key", secret);
     if let Some(reference) = &api_key {
         secrets.read_key(table, name.as_ref(), reference, dialect);
     }
@@ -132,10 +132,10 @@ fn model(table: &mut Table<'_>, providers: &HashSet<String>, names: &mut HashSet
     let routes = table.tables("routes", |table| route(table, name.as_deref(), providers));
     if !table.has("routes") {
         table.problem("`routes` is missing");
-    } else if routes.is_empty() {
+    } else if table.is_empty_list("routes") {
         table.problem_at("routes", "`routes`: at least one route is needed");
     } else if order == Order::Cost && routes.iter().flatten().any(|route| route.cost.is_none()) {
-        table.problem_at("order", "by cost needs `input_cost` and `output_cost` of every route");
+        table.problem_at("order", "`order`: \"cost\" needs `input_cost` and `output_cost` of every route");
     }
     Some(Model {
         name: ModelName::from(name?.as_str()),
@@ -164,6 +164,9 @@ fn route(table: &mut Table<'_>, model: Option<&str>, providers: &HashSet<String>
     let priority = table.optional("priority", |value| value.integer(PRIORITIES)).unwrap_or(0);
     let input_cost = table.optional("input_cost", cost);
     let output_cost = table.optional("output_cost", cost);
+    if table.has("input_cost") != table.has("output_cost") {
+        table.problem("`input_cost` and `output_cost` go together");
+    }
     Some(Route {
         provider: ProviderName::from(provider?.as_str()),
         model: upstream_model?,

@@ -179,3 +179,21 @@ async fn two_kinds_of_shortage_are_told_apart_for_accounts_and_for_keys() {
     assert_eq!(books.hold(100, false, None).await.err(), Some(Shortage::Exhausted));
     assert_eq!(books.end().await, Micros(20));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_refuses_no_request_by_a_key_that_is_known() {
+    let books = Books::with(Micros(50_000)).await;
+    let key = Some((KeyId::new(), 500));
+    settle(books.hold(50, false, key).await.unwrap(), 50);
+    // Idle for so long that what others spent is to be read again.
+    tokio::time::sleep(std::time::Duration::from_millis(2_200)).await;
+    books.store.close().await;
+    for _ in 0..3 {
+        let begun = Clock::system().now();
+        drop(books.hold(50, false, key).await.unwrap());
+        let took = Clock::system().now().saturating_duration_since(begun);
+        assert!(took < std::time::Duration::from_millis(500), "{took:?}");
+    }
+    let rest = books.hold(451, false, key).await.unwrap();
+    assert_eq!(rest.output_limit(), Some(450), "what was spent is known");
+}

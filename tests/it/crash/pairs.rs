@@ -3,8 +3,8 @@
 use super::sibling::Sibling;
 use super::{audited, signal};
 use crate::support::gateway::{Gateway, hello, hello_stream};
-use crate::support::upstream::{Gate, chunk, last_chunk, usage, usage_chunk};
-use crate::support::{Answer, Connection, Upstream, ms, wait_for};
+use crate::support::upstream::{Gate, chat, chunk, last_chunk, usage, usage_chunk};
+use crate::support::{Answer, Connection, Request, Upstream, ms, wait_for};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -124,4 +124,32 @@ fn a_session_that_stood_still_past_its_deadline_is_billed_all_the_same() {
     gateway.note(&sibling.chat(&hello()).ok());
     sibling.stop();
     eprintln!("given up after {waited:?}; the stream ended as {}", late["outcome"]);
+}
+
+#[test]
+fn a_key_that_was_not_used_for_a_while_is_held_to_what_others_spent_meanwhile() {
+    let upstream = Upstream::start();
+    upstream.always(Answer::json(200, &chat("hi", &usage(20, 60))));
+    let gateway = Gateway::before(&upstream);
+    let (_, key) = gateway.new_key(&gateway.account.id, &["--spend-limit-usd", "0.001"]);
+    let sibling = Sibling::start(&gateway, "data/journal");
+    let mut body = hello();
+    body["max_tokens"] = json!(60);
+    let request = || Request::post("/v1/chat/completions", body.to_string()).key(&key);
+    gateway.ask(&request()).ok();
+    // Longer than it is followed after its last use: that is what this is about.
+    std::thread::sleep(ms(3_500));
+    let mut answered = 1;
+    loop {
+        let reply = sibling.connect().ask(&request());
+        gateway.note(&reply);
+        if reply.status != 200 {
+            reply.refused(402, "key_spend_limit_reached");
+            break;
+        }
+        answered += 1;
+    }
+    gateway.rows_when(answered);
+    gateway.ask(&request()).refused(402, "key_spend_limit_reached");
+    sibling.stop();
 }
