@@ -22,7 +22,7 @@ CARGO_DEB := 3.8.0
 CARGO_FUZZ := 0.13.2
 ADVISORIES := https://github.com/RustSec/advisory-db
 
-.PHONY: help run test soak fuzz lint deny deb package bench prometheus cargo c-tools python
+.PHONY: help run test soak fuzz lint deny deb package bench prometheus cargo c-tools python systemd-analyze
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
@@ -30,15 +30,17 @@ help: ## This list
 run: cargo c-tools ## Weir on http://127.0.0.1:8080/v1 with a demo provider, a funded account and a key, in ./weir-data
 	cargo run --locked -- serve --demo
 
-test: lint $(E2E)/installed $(PROMETHEUS)/installed $(TOOLS)/cargo-deb-$(CARGO_DEB) ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
+test: lint systemd-analyze $(E2E)/installed $(PROMETHEUS)/installed $(TOOLS)/cargo-deb-$(CARGO_DEB) ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
 	$(BUILD) cargo test --locked --no-run
 	$(TESTS) cargo test --locked
 
 # `make soak KILLS=100 AWAY=20` is a shorter one.
-soak: cargo c-tools python ## The crash tests at length: 1,000 kills, the database away for a minute
+soak: cargo c-tools python ## The crash tests at length, a stream of two minutes through an upgrade, upgrades and stops under load
 	$(BUILD) cargo test --locked --no-run --test it
 	WEIR_RELOADS=$(or $(RELOADS),2000) timeout --foreground 1h cargo test --locked --test it reload::storm -- --nocapture
 	WEIR_KILLS=$(or $(KILLS),1000) WEIR_AWAY_SECONDS=$(or $(AWAY),60) timeout --foreground 3h cargo test --locked --test it crash:: -- --nocapture --test-threads=1
+	WEIR_STREAM_SECONDS=120 WEIR_UPGRADE_REQUESTS=100 WEIR_UPGRADE_STREAMS=200 WEIR_UPGRADES=3 WEIR_STOP_STREAMS=500 WEIR_ACCOUNTS=10000 \
+		timeout --foreground 15m cargo test --locked --test it -- upgrade:: stops:: --nocapture --test-threads=1
 
 # `make fuzz TARGET=body SECONDS=600` is a longer one of one target. What fails is in target/fuzz/found, to be a seed once it is mended.
 # Memory is safe here without a sanitizer: it is panics and broken promises that are looked for. Without a nightly toolchain the same is
@@ -93,7 +95,7 @@ package:
 		-e 's|^#dir = "weir-data/|dir = "/var/lib/weir/|' -e 's|^api_key = "env:OPENAI_API_KEY"|api_key = "file:/etc/weir/credentials/openai"|' \
 		conf/weir.toml > $(PACKAGE)/weir.toml
 	if grep -nE 'weir-data|OPENAI_API_KEY' $(PACKAGE)/weir.toml; then echo "these are not the paths of a service" >&2; exit 1; fi
-	cp -r conf/prices.toml $$(ls -d conf/grafana conf/prometheus 2> /dev/null) $(PACKAGE)/share/
+	cp -r conf/prices.toml systemd/weir.service.d $$(ls -d conf/grafana conf/prometheus 2> /dev/null) $(PACKAGE)/share/
 	version=$$($(WEIR) --version | cut -d' ' -f2)
 	printf 'weir (%s-1) stable; urgency=medium\n\n  * Release %s.\n\n -- The Weir authors <maintainers@weir.invalid>  %s\n' \
 		$$version $$version "$$(date -R -d @$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)})" > $(PACKAGE)/changelog.Debian
@@ -117,6 +119,12 @@ c-tools:
 	@missing=()
 	command -v cmake > /dev/null || missing+=(cmake)
 	command -v cc > /dev/null || missing+=(gcc libc6-dev)
+	$(call apt-install)
+
+# It reads and rates the unit; nothing is started by it.
+systemd-analyze:
+	@missing=()
+	command -v systemd-analyze > /dev/null || missing+=(systemd)
 	$(call apt-install)
 
 python:

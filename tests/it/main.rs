@@ -44,6 +44,7 @@ mod reload;
 mod routing;
 mod sdk_errors;
 mod simulation;
+mod stops;
 mod streams;
 mod systemd;
 mod upgrade;
