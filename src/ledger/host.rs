@@ -86,27 +86,17 @@ impl JournalHome {
         })
     }
 
-    /// Brings segments that are kept of a session back into its directory, from the one on that has what follows this number.
-    pub(super) fn bring_back(
-        &self,
-        _rest: &AtRest,
-        session: SessionId,
-        applied_seq: u64,
-    ) -> io::Result<usize> {
-        let mut segments = kept::segments(&self.kept.of(session))?;
-        let mut first_seqs = Vec::new();
-        for segment in &segments {
-            first_seqs.push(journal::first_seq(segment)?);
-        }
-        let is_before = |seq: &Option<u64>| seq.is_some_and(|seq| seq <= applied_seq + 1);
-        let needed = segments.split_off(first_seqs.iter().rposition(is_before).unwrap_or(0));
+    /// Brings all segments that are kept of a session back into its directory: one from before the backup may be the only one that says that
+    /// a request was sent which was open then. What they settle that the database has is not settled again.
+    pub(super) fn bring_back(&self, _rest: &AtRest, session: SessionId) -> io::Result<usize> {
+        let segments = kept::segments(&self.kept.of(session))?;
         let into = self.path.join(session.to_string());
         // The latest first: what is there is the end of the journal, whenever this is cut off, and the next try brings the rest.
-        for segment in needed.iter().rev() {
+        for segment in segments.iter().rev() {
             journal::keep(segment, &into, self.clock.wall())?;
         }
         File::open(&self.path)?.sync_all()?;
-        Ok(needed.len())
+        Ok(segments.len())
     }
 
     /// The number of the first record that is here of a session, kept or not.

@@ -140,9 +140,12 @@ impl Kept {
                 let at = modified(&fs::metadata(&directory)?)?;
                 items.push(Item { path: directory, at, bytes: 0, is_directory: true });
             }
+            // A clock that was set back makes no gap: of a session, none goes before an earlier one.
+            let mut at = UnixMicros(0);
             for path in segments {
                 let found = fs::metadata(&path)?;
-                items.push(Item { path, at: modified(&found)?, bytes: found.len(), is_directory: false });
+                at = at.max(modified(&found)?);
+                items.push(Item { path, at, bytes: found.len(), is_directory: false });
             }
         }
         Ok(items)

@@ -157,12 +157,11 @@ async fn prepared(
     let kept = home.kept().sessions().map_err(failed(home.path()))?;
     let mut segments = 0;
     for session in kept {
-        let applied_seq = match store.session(session).await? {
-            Some((SessionState::Closed, _)) => continue,
-            Some((SessionState::Live | SessionState::Lost, applied_seq)) => applied_seq,
-            None => 0,
-        };
-        segments += home.bring_back(rest, session, applied_seq).map_err(failed(home.path()))? as u64;
+        // What is closed in the copy had nothing open, and settled nothing after it.
+        if let Some((SessionState::Closed, _)) = store.session(session).await? {
+            continue;
+        }
+        segments += home.bring_back(rest, session).map_err(failed(home.path()))? as u64;
     }
     let sessions = home.sessions()?.len() as u64;
     Ok((sessions, segments))

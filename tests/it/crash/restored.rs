@@ -4,8 +4,9 @@ use super::audited;
 use super::clients::{Clients, seed, verify};
 use super::witness::Witness;
 use crate::support::cli::shown;
-use crate::support::gateway::{Gateway, hello};
-use crate::support::{Request, Upstream, ms, wait_for};
+use crate::support::gateway::{Gateway, hello, hello_stream};
+use crate::support::upstream::chunk;
+use crate::support::{Answer, Request, Upstream, ms, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -91,6 +92,63 @@ fn an_older_database_with_newer_journals_loses_no_debit_and_doubles_none() {
     audited(&gateway);
     assert_eq!(verify(&gateway, &witness, &notes, 20), verdict);
     eprintln!("{verdict:?}, {first}");
+}
+
+/// Whether so many segments of the one journal have been written to.
+fn has_segments(gateway: &Gateway, count: usize) -> bool {
+    let files =
+        |path: &Path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let mut segments: Vec<PathBuf> = files(&gateway.directory().join("data/journal"))
+        .iter()
+        .filter(|path| path.is_dir() && !path.ends_with("kept"))
+        .flat_map(|session| files(session))
+        .filter(|path| path.extension().is_some())
+        .collect();
+    segments.sort();
+    // Behind the first page, so that no head of a segment that is made ahead of need is taken for its use.
+    let written = |path: &PathBuf| fs::read(path).unwrap().iter().skip(4_096).any(|byte| *byte != 0);
+    segments.get(count - 1).is_some_and(written)
+}
+
+#[test]
+fn a_request_that_was_open_at_the_backup_is_billed_once_though_its_segment_was_full_before() {
+    let upstream = Upstream::start();
+    let mut gateway = Gateway::builder()
+        .provider("main", &upstream)
+        .standard_models("main")
+        .credit("1000")
+        .journal("max_bytes = 1048576")
+        .start();
+    upstream.next(Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let (stream, head) = gateway.begin(&hello_stream());
+    let open = head.header("x-request-id").unwrap().to_owned();
+    let mut settled = 0;
+    while !has_segments(&gateway, 2) {
+        assert!(settled < 2_000, "no segment is ever full");
+        gateway.hello().ok();
+        settled += 1;
+    }
+    // What follows the backup's watermark stands in the second segment; only the first one says that the request was sent.
+    gateway.rows_when(settled);
+    let backup = back_up(&gateway);
+    gateway.kill();
+    drop(stream);
+    let billed = |gateway: &Gateway| {
+        let rows = gateway.rows_when(settled + 1);
+        let row = rows.iter().find(|row| row["request_id"] == open.as_str()).expect("it is billed").clone();
+        assert_eq!(row["outcome"], "gateway_died");
+        row
+    };
+    gateway.serve();
+    let before = billed(&gateway);
+    gateway.stop();
+    put_back(&gateway, &backup);
+    gateway.serve();
+    let after = billed(&gateway);
+    assert_eq!(after["cost_pico_usd"], before["cost_pico_usd"]);
+    assert!(after["cost_pico_usd"].as_i64() > Some(0), "{after}");
+    gateway.stop();
+    audited(&gateway);
 }
 
 #[test]
