@@ -394,11 +394,11 @@ impl Parts {
     /// Writes down all that is owed to the books, and closes them. No request may be under way.
     async fn close(&self) -> Result<(), ServeError> {
         tasks::note_key_uses(&self.authenticator, &self.store).await;
+        let closed = self.ledger.close().await;
+        self.store.close().await;
         if let Some(traces) = &self.traces {
             traces.close().await;
         }
-        let closed = self.ledger.close().await;
-        self.store.close().await;
         tracing::info!(ok = closed.is_ok(), "stopped");
         Ok(closed?)
     }

@@ -46,6 +46,11 @@ impl Guard {
     /// address asks too often.
     pub fn arrived(&self, settings: &GuardSettings, address: Option<IpAddr>) -> Result<(), Refused> {
         let GuardSettings { requests, requests_per_address, .. } = *settings;
+        // The address first: what it is refused counts for nobody else.
+        let own = address.filter(is_limited).map(subscriber);
+        if own.is_some() && is_above(&self.requests, own, requests_per_address) {
+            return Err(too_many("Too many requests from this address.", Limit::AddressRequests));
+        }
         if is_above(&self.requests, None, requests) {
             return Err(Refused::new(
                 Kind::NoCapacity,
@@ -55,23 +60,26 @@ impl Guard {
             .limit(Limit::ProcessRequests)
             .internal("the process is asked more often than it is to be in a second"));
         }
-        match address.filter(is_limited) {
-            Some(address) if is_above(&self.requests, Some(address), requests_per_address) => {
-                Err(too_many("Too many requests from this address.", Limit::AddressRequests))
-            }
-            Some(_) | None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Counts a failure of this address.
     pub fn failed(&self, settings: &GuardSettings, address: Option<IpAddr>) -> Result<(), Refused> {
         let GuardSettings { failures, failures_per_address, .. } = *settings;
-        let Some(address) = address.filter(is_limited) else { return Ok(()) };
+        let Some(address) = address.filter(is_limited).map(subscriber) else { return Ok(()) };
         let of_all = is_above(&self.failures, None, failures);
         if is_above(&self.failures, Some(address), failures_per_address) || of_all {
             return Err(too_many("Too many requests without a valid API key.", Limit::AddressFailures));
         }
         Ok(())
+    }
+}
+
+/// Whose address it is, as far as limits go: a customer of an access provider has an IPv4 address, or a whole /64 of IPv6 (RFC 6177).
+pub fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
     }
 }
 

@@ -9,7 +9,7 @@ mod limits;
 mod origin;
 
 pub use bucket::Standing;
-pub use guard::{Guard, GuardSettings};
+pub use guard::{Guard, GuardSettings, subscriber};
 pub use limits::{Permit, RateStanding, Tier};
 pub use origin::{Countries, CountryMap, CountryMapError, OriginSettings};
 

@@ -40,7 +40,7 @@ pub struct CountryMap(Reader<Vec<u8>>);
 #[error("{path}: {cause}", path = path.display())]
 pub struct CountryMapError {
     path: PathBuf,
-    cause: maxminddb::MaxMindDbError,
+    cause: String,
 }
 
 impl CountryMap {
@@ -50,8 +50,13 @@ impl CountryMap {
     ///
     /// It cannot be read, or is none.
     pub fn read(path: &Path) -> Result<Self, CountryMapError> {
-        let failed = |cause| CountryMapError { path: path.to_owned(), cause };
-        Ok(CountryMap(Reader::open_readfile(path).map_err(failed)?))
+        let failed = |cause: String| CountryMapError { path: path.to_owned(), cause };
+        let reader = Reader::open_readfile(path).map_err(|error| failed(error.to_string()))?;
+        let kind = &reader.metadata().database_type;
+        if !["Country", "City", "Enterprise"].iter().any(|known| kind.contains(known)) {
+            return Err(failed(format!("a file of the kind {kind} does not have countries")));
+        }
+        Ok(CountryMap(reader))
     }
 
     /// The country of an address, where the file has it: the one in which it is, else the one that it is registered in.

@@ -17,12 +17,14 @@ pub(super) fn address(session: &Session, forwarders: &[Network]) -> Option<IpAdd
         return Some(peer);
     }
     let lines = session.req_header().headers.get_all("x-forwarded-for");
-    let told: Vec<&str> =
-        lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).collect();
+    let told: Vec<&[u8]> =
+        lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).collect();
     let mut client = peer;
     for hop in told.iter().rev() {
         // Behind a word that is no address nothing can be believed.
-        let Some(address) = hop_address(hop.trim()) else { break };
+        let Some(address) = std::str::from_utf8(hop).ok().and_then(|hop| hop_address(hop.trim())) else {
+            break;
+        };
         client = address;
         if !is_forwarder(&address) {
             break;

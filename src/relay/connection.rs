@@ -38,13 +38,15 @@ pub enum Socket {
     Unix(UnixStream),
 }
 
-/// How long a request head may take, and how large it may be before it is parsed.
+/// What a client may take of a connection.
 #[derive(Clone, Copy, Debug)]
-pub struct HeadLimits {
-    /// From its first byte, or from the accept, to its last.
-    pub timeout: Duration,
-    /// In bytes. Heads that are parsed are held to [`super::head::MAX_HEAD_BYTES`]; this ends one that never ends.
-    pub max_bytes: usize,
+pub struct ConnectionLimits {
+    /// For a request's head, from its first byte, or from the accept, to its last.
+    pub head_timeout: Duration,
+    /// For a head, in bytes. Heads that are parsed are held to [`super::head::MAX_HEAD_BYTES`]; this ends one that never ends.
+    pub head_max_bytes: usize,
+    /// Until it takes any of what is written to it.
+    pub write_timeout: Duration,
 }
 
 /// A client's connection.
@@ -60,9 +62,10 @@ pub struct Connection {
     phase: Arc<Phase>,
     /// Carries the phase to the requests of the connection: the one place in Pingora's sessions for a word of ours.
     told: Arc<ProxyDigest>,
-    limits: HeadLimits,
+    limits: ConnectionLimits,
     head_bytes: usize,
     head_deadline: Option<Pin<Box<Sleep>>>,
+    write_deadline: Option<Pin<Box<Sleep>>>,
 }
 
 /// A connection whose handshake is under way: it has a deadline of its own.
@@ -93,8 +96,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A head has come: its connection is no longer held to the limits of heads.
 pub fn head_read(session: &Session) {
-    set_phase(session, HEAD, REQUEST);
-    set_phase(session, IDLE, REQUEST);
+    // Over TLS it is known only now that HTTP/2 is really spoken.
+    let phase = if session.as_http2().is_some() { FRAMES } else { REQUEST };
+    set_phase(session, HEAD, phase);
+    set_phase(session, IDLE, phase);
 }
 
 /// A request is over: the next bytes on its connection are a head.
@@ -105,7 +110,12 @@ pub fn await_head(session: &Session) {
 impl Connection {
     /// Takes a socket that was accepted from this address, and of which these bytes have been read; a head is awaited on it at once. Call
     /// where the socket's runtime is.
-    pub fn new(socket: Socket, peer: Option<SocketAddr>, ahead: Vec<u8>, limits: HeadLimits) -> Result<Self> {
+    pub fn new(
+        socket: Socket,
+        peer: Option<SocketAddr>,
+        ahead: Vec<u8>,
+        limits: ConnectionLimits,
+    ) -> Result<Self> {
         let digest = SocketDigest::from_raw_fd(socket.as_fd().as_raw_fd());
         // The cell is new: nothing can be in it.
         let _ = digest.peer_addr.set(peer.map(PeerAddress::Inet));
@@ -123,6 +133,7 @@ impl Connection {
             limits,
             head_bytes: 0,
             head_deadline: None,
+            write_deadline: None,
         })
     }
 
@@ -135,7 +146,8 @@ impl Connection {
     /// Writes what is gathered.
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.gone < self.unwritten.len() {
-            let written = ready!(self.socket.poll_write(context, &self.unwritten[self.gone..]))?;
+            let attempt = self.socket.poll_write(context, &self.unwritten[self.gone..]);
+            let written = ready!(self.poll_in_time(context, attempt))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -149,6 +161,22 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
+    /// What came of writing; an error where the client has taken nothing for too long.
+    fn poll_in_time(
+        &mut self,
+        context: &mut Context<'_>,
+        attempt: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if attempt.is_ready() {
+            self.write_deadline = None;
+            return attempt;
+        }
+        let timeout = self.limits.write_timeout;
+        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(deadline.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
+    }
+
     /// Notes that so many bytes have come.
     fn heard(&mut self, bytes: usize) -> io::Result<()> {
         match self.phase.get() {
@@ -156,10 +184,11 @@ impl Connection {
             IDLE if bytes > 0 => {
                 self.phase.0.store(HEAD, Ordering::Relaxed);
                 self.head_bytes = bytes;
+                self.head_deadline = None;
             }
             _ => self.forget_head(),
         }
-        if self.head_bytes > self.limits.max_bytes {
+        if self.head_bytes > self.limits.head_max_bytes {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the request's head is too large"));
         }
         Ok(())
@@ -171,7 +200,7 @@ impl Connection {
             self.forget_head();
             return Poll::Pending;
         }
-        let timeout = self.limits.timeout;
+        let timeout = self.limits.head_timeout;
         let deadline = self.head_deadline.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(deadline.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the request's head took too long")))
@@ -223,7 +252,8 @@ impl AsyncWrite for Connection {
         if self.unwritten.len() + bytes > GATHERED_MAX_BYTES {
             ready!(self.poll_drain(context))?;
             if bytes > GATHERED_MAX_BYTES {
-                return self.socket.poll_write_vectored(context, pieces);
+                let attempt = self.socket.poll_write_vectored(context, pieces);
+                return self.poll_in_time(context, attempt);
             }
         }
         for piece in pieces {
@@ -304,7 +334,7 @@ impl GetSocketDigest for Connection {
 }
 
 impl Secured {
-    /// The handshake has ended, and HTTP/1 was agreed on: a head is awaited.
+    /// The handshake has ended: a head is awaited, be it in frames.
     pub fn await_head(&self) {
         self.0.0.store(HEAD, Ordering::Relaxed);
     }

@@ -24,7 +24,7 @@ pub use adapter::{
 };
 pub use attempt::{Failure, Next, TOTAL_TIMEOUT, come_back, is_timeout};
 pub use body::{Body, Budget, Linger, Settings as BodySettings, Unread, linger, read_body};
-pub use connection::{Connection, HeadLimits, Secured, Socket, await_head, head_read};
+pub use connection::{Connection, ConnectionLimits, Secured, Socket, await_head, head_read};
 pub use control::{Consent, Control, Pause, Settings as Silence};
 pub use curfew::Curfew;
 pub use drain::{Drains, Settings as DrainSettings};

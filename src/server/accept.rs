@@ -4,14 +4,15 @@
 //! Promises: no more connections at once than configured, in all and of one address; a lack of descriptors ends no listener.
 //! Refuses to know: what is asked on a connection.
 
+use crate::admit::subscriber;
 use crate::authenticate::Network;
 use crate::proxy::Proxy;
 use crate::relay::proxy_protocol::{self, Head};
-use crate::relay::{Connection, HeadLimits, Socket};
+use crate::relay::{Connection, ConnectionLimits, Socket};
 use arc_swap::ArcSwap;
 use pingora::apps::ServerApp as _;
 use pingora::listeners::tls::Acceptor;
-use pingora::protocols::{ALPN, Ssl as _, Stream};
+use pingora::protocols::Stream;
 use pingora::proxy::HttpProxy;
 use std::collections::HashMap;
 use std::io;
@@ -34,8 +35,8 @@ pub(super) struct Settings {
     pub(super) connections_per_address_max: usize,
     /// Balancers and forwarders, which are not counted as one address.
     pub(super) between: Arc<[Network]>,
-    /// How long a head may take.
-    pub(super) head: HeadLimits,
+    /// What one may take.
+    pub(super) connection: ConnectionLimits,
 }
 
 /// Where connections come in.
@@ -155,15 +156,13 @@ async fn begin(
         client = read_proxy_head(stream, &mut ahead).await?.or(peer);
         place = place.moved_to(client)?;
     }
-    let head = place.connections.0.settings.load().head;
-    let connection = Connection::new(socket, client, ahead, head).ok()?;
+    let limits = place.connections.0.settings.load().connection;
+    let connection = Connection::new(socket, client, ahead, limits).ok()?;
     let Some(tls) = &before.tls else { return Some((Box::new(connection), place)) };
     let secured = connection.secured();
     match tls.tls_handshake(connection).await {
         Ok(stream) => {
-            if stream.selected_alpn_proto() != Some(ALPN::H2) {
-                secured.await_head();
-            }
+            secured.await_head();
             Some((Box::new(stream), place))
         }
         Err(error) => {
@@ -251,7 +250,7 @@ impl Connections {
         // Who stands between carries the connections of many.
         let is_between = |ip: &IpAddr| settings.between.iter().any(|network| network.contains(*ip));
         let address = peer.map(|peer| peer.ip().to_canonical());
-        let address = address.filter(|ip| !ip.is_loopback() && !is_between(ip));
+        let address = address.filter(|ip| !ip.is_loopback() && !is_between(ip)).map(subscriber);
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.all >= settings.connections_max {
             self.0.refused_all.fetch_add(1, Ordering::Relaxed);
@@ -299,12 +298,16 @@ mod tests {
     use super::*;
 
     fn connections() -> Connections {
-        let head = HeadLimits { timeout: Duration::from_secs(1), max_bytes: 1 };
+        let connection = ConnectionLimits {
+            head_timeout: Duration::from_secs(1),
+            head_max_bytes: 1,
+            write_timeout: Duration::from_secs(1),
+        };
         Connections::new(Settings {
             connections_max: 3,
             connections_per_address_max: 2,
             between: Arc::new(["203.0.113.0/24".parse().unwrap()]),
-            head,
+            connection,
         })
     }
 

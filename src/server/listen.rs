@@ -11,7 +11,7 @@ use super::tls::{self, Certificates};
 use crate::authenticate::Network;
 use crate::config::Config;
 use crate::proxy::Proxy;
-use pingora::apps::HttpServerOptions;
+use pingora::apps::{HttpServerOptions, ServerApp as _};
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use std::net::{SocketAddr, TcpListener};
@@ -50,7 +50,8 @@ pub(super) struct Listening {
 pub(super) struct Running {
     runtime: Runtime,
     accepting: JoinSet<()>,
-    /// True: accept nothing more, and close what is idle.
+    app: Arc<HttpProxy<Proxy>>,
+    /// True: accept nothing more; each connection has at most one more request.
     closing: watch::Sender<bool>,
 }
 
@@ -99,7 +100,7 @@ impl Listening {
                 accept(listener, Arc::clone(&app), before, connections.clone(), is_closing.clone());
             accepting.spawn_on(accepting_on, runtime.handle());
         }
-        Ok(Running { runtime, accepting, closing })
+        Ok(Running { runtime, accepting, app, closing })
     }
 }
 
@@ -126,9 +127,14 @@ impl Running {
         }
     }
 
-    /// Closes the listeners and idle connections. Requests under way go on.
+    /// Closes the listeners. Requests under way go on, and a connection that is idle may have one more.
     pub(super) fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// Closes connections that are idle, and every other once its request has ended.
+    pub(super) async fn close_idle(&self) {
+        self.app.cleanup().await;
     }
 
     /// Drops every task that is left, and waits until it is gone, for at most this long. Not to be called on a runtime.

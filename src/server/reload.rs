@@ -149,7 +149,7 @@ impl Reload {
 
     /// Puts it into force.
     fn take(&mut self, mut loaded: Loaded, files: Files, file: &str) {
-        let waiting = self.started.keep_started(&mut loaded.config);
+        let mut waiting = self.started.keep_started(&mut loaded.config);
         let parts = &self.parts;
         let rules = Arc::new(parts.grounds.rules(&loaded, files.origins, Some(&self.in_force)));
         let config = &loaded.config;
@@ -157,7 +157,12 @@ impl Reload {
         parts.admitter.set_requests_max(config.server.max_requests);
         parts.connections.replace(settings::accept(config));
         parts.stopping.0.drain_timeout.store(Arc::new(config.server.drain_timeout));
-        parts.certificates.replace(files.certificates);
+        if files.certificates.is_empty() && !config.tls.listen.is_empty() {
+            // Those who still listen need one.
+            waiting.push("[[certificate]]");
+        } else {
+            parts.certificates.replace(files.certificates);
+        }
         parts.rules.store(Arc::clone(&rules));
         parts.verbosity.set(&settings::log(config));
         parts.metrics.set(Level::ConfigRestartNeeded, f64::from(u8::from(!waiting.is_empty())));

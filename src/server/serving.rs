@@ -154,6 +154,7 @@ impl Serving<'_> {
             }
         }
         self.close();
+        self.running.close_idle().await;
         tracing::info!(
             under_way = self.parts.under_way(),
             drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX),

@@ -9,17 +9,20 @@ use crate::feed;
 use crate::ledger::{self, Durability, KeepSettings};
 use crate::price;
 use crate::relay::head::MAX_HEAD_BYTES;
-use crate::relay::{DrainSettings, HeadLimits};
+use crate::relay::{ConnectionLimits, DrainSettings};
 use crate::route::{HealthSettings, RetryBudgetSettings};
 use crate::secret::Pepper;
 use crate::store::Store;
 use crate::telemetry;
+use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 /// A journal has room for so many segments at least, so that it can go on in one while others are written to the database.
 const SEGMENTS: u64 = 8;
 /// A head that never ends is cut off here; one that ends is told what it may have.
 const HEAD_MAX_BYTES: usize = 8 * MAX_HEAD_BYTES;
+/// What is not a body has so much longer to be taken.
+const WRITE_GRACE: Duration = Duration::from_secs(5);
 /// Connections to providers that are kept for reuse.
 const POOL_SIZE: usize = 1_024;
 
@@ -115,6 +118,11 @@ pub(super) fn accept(config: &Config) -> accept::Settings {
         connections_max: config.server.max_connections,
         connections_per_address_max: config.server.max_connections_per_address,
         between: config.networks.proxy_protocol.iter().chain(&config.networks.forwarders).copied().collect(),
-        head: HeadLimits { timeout: config.server.head_timeout, max_bytes: HEAD_MAX_BYTES },
+        connection: ConnectionLimits {
+            head_timeout: config.server.head_timeout,
+            head_max_bytes: HEAD_MAX_BYTES,
+            // Pingora's own deadline for bodies, which knows what is billed then, comes first.
+            write_timeout: config.server.write_timeout + WRITE_GRACE,
+        },
     }
 }

@@ -88,6 +88,10 @@ impl Set {
         Ok(())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
     /// When each ends.
     pub(super) fn expiries(&self) -> &[Expiry] {
         &self.expiries

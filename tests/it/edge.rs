@@ -66,6 +66,8 @@ fn behind_a_forwarder_the_client_is_the_last_address_that_is_none() {
         // What stands before the last stranger is hearsay.
         ("192.0.2.7, 198.51.100.1, 10.1.2.3", false),
         ("192.0.2.7, unknown", false),
+        // A byte that is no text takes nothing of what was appended to it away.
+        ("\u{ff}, 192.0.2.7", true),
         ("", false),
     ] {
         let reply = ask(&gateway, b"", Some(forwarded)).unwrap();

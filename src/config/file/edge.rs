@@ -72,8 +72,9 @@ pub(super) fn networks(table: &mut Table<'_>) -> Networks {
     let countries_allow = table.list("countries_allow", country).unwrap_or_default();
     let countries_deny = table.list("countries_deny", country).unwrap_or_default();
     let choices = [("allow", true), ("deny", false)];
-    let is_unknown_allowed =
-        table.optional("unknown_country", |value| super::one_of(value, &choices)).unwrap_or(true);
+    let is_unknown_allowed = table.optional("unknown_country", |value| super::one_of(value, &choices));
+    // A list of those who may come is not to be got round by not being known.
+    let is_unknown_allowed = is_unknown_allowed.unwrap_or(countries_allow.is_empty());
     if file.is_none() && !(countries_allow.is_empty() && countries_deny.is_empty()) {
         let key = if countries_allow.is_empty() { "countries_deny" } else { "countries_allow" };
         table.problem_at(key, "countries need `countries_file`, a file in MaxMind's format that has them");
