@@ -35,6 +35,8 @@ pub(super) enum Word {
     Serving,
     /// The one that serves has handed over in its turn.
     Passed,
+    /// The one that it handed over to has ended, and left nobody.
+    Lost,
 }
 
 /// The first byte of a message with a socket; its name follows.
@@ -160,6 +162,7 @@ impl Word {
             Word::Go => b'G',
             Word::Serving => b'V',
             Word::Passed => b'P',
+            Word::Lost => b'L',
         }
     }
 }

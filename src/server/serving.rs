@@ -58,10 +58,7 @@ impl Serving<'_> {
         let ended = books.block_on(async {
             let end = self.until_the_end(signals, requests).await;
             match end {
-                End::HandedOver(successor) => {
-                    self.hand_over(successor, signals).await;
-                    Ok(())
-                }
+                End::HandedOver(successor) => self.hand_over(successor, signals).await,
                 End::Told(stop) => {
                     self.stop(stop, signals).await;
                     Ok(())
@@ -168,7 +165,10 @@ impl Serving<'_> {
 
     /// Drains behind a process that serves already. Connections that are kept are served, each for one more request, until their time is
     /// over: who sends one just now finds an answer and not a closed door.
-    async fn hand_over(&mut self, successor: Successor, signals: &mut Signals) {
+    ///
+    /// An error when that process ends and leaves nobody: this one has no listeners any more, and its own end must look like the
+    /// failure that it is to whoever would start the service anew.
+    async fn hand_over(&mut self, successor: Successor, signals: &mut Signals) -> Result<(), ServeError> {
         let drain_timeout = self.parts.stopping.begin();
         self.readiness.set(false);
         self.close();
@@ -183,22 +183,28 @@ impl Serving<'_> {
         let kept_until = clock.now() + server.keepalive_timeout;
         let has_drained = self.parts.has_drained();
         let has_ended = move || has_drained() && (connections.open() == 0 || clock.now() >= kept_until);
-        let drained = tokio::select! {
-            drained = signals.drain(has_ended, server.max_stream_time) => drained,
-            () = failed(&mut successor) => {
-                tracing::error!("the process that took over has ended; this one ends, too, so that the service is started anew");
+        let (drained, ended) = tokio::select! {
+            drained = signals.drain(has_ended, server.max_stream_time) => (drained, Ok(())),
+            error = failed(&mut successor) => {
+                tracing::error!(%error, "this one ends, too, so that the service is started anew");
                 self.notifier.take_back("the process that took over has ended");
-                Drained::Told(Stop::Drain)
+                if let Some(before) = &self.before {
+                    // It may be gone.
+                    let _ = before.say(Word::Lost);
+                }
+                (Drained::Told(Stop::Drain), Err(error))
             }
         };
+        // The service stops: it has so long for what is under way as it would have without the upgrade. Nobody serves: that is brief.
+        let most = if ended.is_ok() { drain_timeout } else { drain_timeout.min(LOST_DRAIN_MAX) };
         let drained = match drained {
-            // The service stops: it has so long for what is under way as it would have without the upgrade.
-            Drained::Told(Stop::Drain) => signals.drain(self.parts.has_drained(), drain_timeout).await,
+            Drained::Told(Stop::Drain) => signals.drain(self.parts.has_drained(), most).await,
             Drained::All | Drained::TimeOver | Drained::Told(Stop::Now) => drained,
         };
         if drained != Drained::All {
             self.end_what_is_left(signals).await;
         }
+        ended
     }
 
     fn close(&mut self) {
@@ -240,7 +246,9 @@ async fn called_off(attempt: &mut Attempt) -> Result<Successor, String> {
 fn watch_over(mut successor: Successor, books: &Runtime) -> JoinHandle<bool> {
     books.spawn_blocking(move || match successor.child.wait() {
         Ok(status) => {
-            let has_passed_on = successor.channel.hear(Word::Passed, PASSED_MAX).is_ok();
+            let heard = |word| successor.channel.hear(word, PASSED_MAX).is_ok();
+            // It has handed over in its turn, and what took over from it has not left it alone since.
+            let has_passed_on = heard(Word::Passed) && !heard(Word::Lost);
             tracing::info!(%status, has_passed_on, "the process that took over has ended");
             status.success() || has_passed_on
         }
@@ -252,12 +260,15 @@ fn watch_over(mut successor: Successor, books: &Runtime) -> JoinHandle<bool> {
 }
 
 /// Ends when the process that took over has, and left nobody in its place.
-async fn failed(successor: &mut JoinHandle<bool>) {
+async fn failed(successor: &mut JoinHandle<bool>) -> ServeError {
     let goes_on = successor.await.unwrap_or(true);
     if goes_on {
         std::future::pending::<()>().await;
     }
+    ServeError::System(std::io::Error::other("the process that took over has ended"))
 }
 
+/// How long requests under way may go on while nobody accepts new ones: until this process ends, none is started anew.
+const LOST_DRAIN_MAX: Duration = Duration::from_secs(2);
 /// For a word that was said long before.
 const PASSED_MAX: Duration = Duration::from_millis(10);

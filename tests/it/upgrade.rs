@@ -235,7 +235,59 @@ fn the_end_of_the_new_process_ends_the_old_one_so_that_the_service_is_started_an
     signal("KILL", new);
     let reply = connection.finish(head).unwrap();
     gateway.note(&reply);
-    gateway.first_ended(BRIEF);
+    assert!(!gateway.first_ended(BRIEF).success(), "a service manager would not start it anew");
+    gateway.forget_upgrades();
+    gateway.serve();
+    gateway.hello().ok();
+}
+
+#[test]
+fn the_end_of_the_third_process_is_a_failure_of_the_first_that_is_still_draining() {
+    let upstream = Upstream::start();
+    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let mut gateway = gateway(&upstream, "drain_timeout_ms = 200");
+    let mut body = hello_stream();
+    body["messages"][0]["content"] = json!("endless");
+    let (on_first, first_head) = gateway.begin(&body);
+    let second = gateway.upgrade();
+    let (on_second, second_head) = gateway.begin(&body);
+    let third = gateway.upgrade();
+    assert!(lives(gateway.first_process_id()) && lives(second));
+    signal("KILL", third);
+    for reply in [on_second.finish(second_head), on_first.finish(first_head)] {
+        gateway.note(&reply.unwrap());
+    }
+    assert!(!gateway.first_ended(BRIEF).success(), "a service manager would not start it anew");
+    assert!(!lives(second));
+    gateway.forget_upgrades();
+    gateway.serve();
+    gateway.hello().ok();
+}
+
+#[test]
+fn the_end_of_the_second_process_while_a_third_serves_is_no_failure_of_the_first() {
+    let upstream = Upstream::start();
+    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let mut gateway = gateway(&upstream, "drain_timeout_ms = 200\nkeepalive_timeout_ms = 30000");
+    let mut body = hello_stream();
+    body["messages"][0]["content"] = json!("endless");
+    let (on_first, first_head) = gateway.begin(&body);
+    let second = gateway.upgrade();
+    let request = asking(&gateway, &hello());
+    let mut kept = gateway.connect();
+    gateway.note(&kept.ask(&request).ok());
+    gateway.rows_when(1);
+    gateway.upgrade();
+    assert!(lives(second));
+    signal("KILL", second);
+    wait_for("the second process to be gone", BRIEF, || (!lives(second)).then_some(()));
+    gateway.hello().ok();
+    signal("TERM", gateway.first_process_id());
+    gateway.note(&on_first.finish(first_head).unwrap());
+    assert!(gateway.first_ended(BRIEF).success());
+    gateway.hello().ok();
+    assert!(gateway.stop().unwrap().success());
+    // What the killed one held is returned.
     gateway.forget_upgrades();
     gateway.serve();
     gateway.hello().ok();
