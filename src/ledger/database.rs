@@ -25,8 +25,8 @@ pub trait Database: Send + Sync {
     /// Takes a session that is not known for one of the time after the backup from which the database was put back; `false` where it
     /// cannot be one.
     async fn adopt_session(&self, session: SessionId, at: UnixMicros) -> Result<bool, StoreError>;
-    /// Of when the backup is that the database was put back from; `None` where it never was.
-    async fn restored_from(&self) -> Result<Option<UnixMicros>, StoreError>;
+    /// Whether the database was put back from a backup after this session began.
+    async fn was_put_back_after(&self, session: SessionId) -> Result<bool, StoreError>;
     /// Whether the request has a row.
     async fn has_request(&self, request: RequestId) -> Result<bool, StoreError>;
     /// Ends a session and returns its leases.
@@ -67,8 +67,8 @@ impl Database for Store {
         Store::adopt_session(self, session, at).await
     }
 
-    async fn restored_from(&self) -> Result<Option<UnixMicros>, StoreError> {
-        Store::restored_from(self).await
+    async fn was_put_back_after(&self, session: SessionId) -> Result<bool, StoreError> {
+        Store::was_put_back_after(self, session).await
     }
 
     async fn has_request(&self, request: RequestId) -> Result<bool, StoreError> {

@@ -144,7 +144,7 @@ async fn missing(
     database: &dyn Database,
 ) -> Result<(), LedgerError> {
     let what = format!("the records {} to {} of session {session}", applied_seq + 1, first_seq - 1);
-    if database.restored_from().await?.is_none() {
+    if !database.was_put_back_after(session).await? {
         return Err(LedgerError::Store(StoreError::Refused(format!(
             "{what} are neither in the database nor in its journal: is the database an older copy? A copy is put in place with \
              `weir restore`"

@@ -7,10 +7,10 @@
 //! What the restored database granted is over: its sessions are ended, and what they settle after the backup is charged to the accounts, as
 //! is what sessions settled that it does not know. Grants after the backup have not happened in it.
 
-use super::backup::{BackupError, Manifest, failed, manifest, unpack};
+use super::backup::{BackupError, Manifest, ManifestSession, failed, manifest, unpack};
 use super::host::{self, AtRest, JournalHome};
 use crate::clock::{Clock, UnixMicros};
-use crate::store::{Difference, Opened, Replaceable, SessionState, Store};
+use crate::store::{CopiedSession, Difference, Opened, Replaceable, SessionState, Store};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,13 +54,17 @@ pub async fn restore(restore: Restore<'_>, clock: &Clock) -> Result<Restored, Ba
     let rest = home.rest()?.map_err(|session| {
         BackupError::InUse(format!("the process of session {session} lives: stop it first"))
     })?;
-    let losses = losses(&home, &manifest).map_err(failed(restore.journal_dir))?;
-    if !losses.is_empty() && !restore.accept_loss {
-        return Err(BackupError::Loss(losses));
-    }
+    let told = |losses: &[String]| match losses.is_empty() || restore.accept_loss {
+        true => Ok(()),
+        false => Err(BackupError::Loss(losses.to_vec())),
+    };
+    let mut losses = losses(&home, &manifest).map_err(failed(restore.journal_dir))?;
+    told(&losses)?;
     let mut old = Replaceable::claim(restore.url).await?;
     let new = Beside::of(old.path());
     unpack(restore.backup, &manifest, &new.0)?;
+    losses.extend(losses_of_replaced(&mut old, &new.0, &manifest, &home).await?);
+    told(&losses)?;
     let (differences, unknown) = match (old.differences(&new.0).await, old.unreadable()) {
         (Ok(_), Some(why)) => (Vec::new(), Some(why.to_owned())),
         (Ok(differences), None) => (differences, None),
@@ -112,22 +116,56 @@ fn losses(home: &JournalHome, manifest: &Manifest) -> io::Result<Vec<String>> {
                 .to_owned(),
         );
     }
-    let here = host::name();
     for session in &manifest.sessions {
-        let is_here = match home.first_seq(session.session_id)? {
-            Some(seq) => seq <= session.applied_seq + 1,
-            // It did nothing, where there is a place of it.
-            None => home.has(session.session_id),
-        };
-        if !is_here {
-            let place = if session.host == here { "" } else { ", of another machine" };
-            losses.push(format!(
-                "The journal of session {} of {}{place} is not here, or not whole: what it billed after this backup is lost.",
-                session.session_id, session.host
-            ));
+        losses.extend(lost(home, session)?);
+    }
+    Ok(losses)
+}
+
+/// The same, by what the database has that is to be replaced: a backup that was made while no server ran names no session.
+async fn losses_of_replaced(
+    old: &mut Replaceable,
+    new: &Path,
+    manifest: &Manifest,
+    home: &JournalHome,
+) -> Result<Vec<String>, BackupError> {
+    let can_be_read = old.unreadable().is_none();
+    let ahead = match old.sessions_ahead(new).await {
+        Ok(ahead) if can_be_read => ahead,
+        Ok(_) | Err(_) => {
+            let kept = home.kept().sessions().map_err(failed(home.path()))?;
+            let is_bare = kept.is_empty() && home.sessions()?.is_empty();
+            return Ok(Vec::from_iter(is_bare.then(|| {
+                "The database that is there cannot be read, and there are no journals here: what was billed after this backup is lost."
+                    .to_owned()
+            })));
+        }
+    };
+    let is_told = |session| manifest.sessions.iter().any(|one| one.session_id == session);
+    let mut losses = Vec::new();
+    for CopiedSession { session_id, host, applied_seq } in ahead {
+        if !is_told(session_id) {
+            let session = ManifestSession { session_id, host, applied_seq };
+            losses.extend(lost(home, &session).map_err(failed(home.path()))?);
         }
     }
     Ok(losses)
+}
+
+/// What is to be told of a session whose journal behind this number is not here.
+fn lost(home: &JournalHome, session: &ManifestSession) -> io::Result<Option<String>> {
+    let is_here = match home.first_seq(session.session_id)? {
+        Some(seq) => seq <= session.applied_seq + 1,
+        // It did nothing, where there is a place of it.
+        None => home.has(session.session_id),
+    };
+    let place = if session.host == host::name() { "" } else { ", of another machine" };
+    Ok((!is_here).then(|| {
+        format!(
+            "The journal of session {} of {}{place} is not here, or not whole: what it billed after this backup is lost.",
+            session.session_id, session.host
+        )
+    }))
 }
 
 /// Makes the copy the one that goes on, and brings the journals back that are newer. How many sessions they are of, and how many segments.

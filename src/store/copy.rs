@@ -5,7 +5,7 @@ use super::sessions::{self, SessionState};
 use super::{Store, StoreError};
 use crate::clock::UnixMicros;
 use crate::ids::SessionId;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
 use std::path::Path;
 use std::time::Duration;
@@ -34,7 +34,13 @@ pub struct CopiedSession {
     pub applied_seq: u64,
 }
 
-/// How long before its session is in the database a process may have begun it.
+/// When this database was last put back, and from what.
+struct LastRestore {
+    at: UnixMicros,
+    backup_at: UnixMicros,
+}
+
+/// How far the clocks of machines may be apart, and how long before its session is in the database a process may have begun it.
 const BEGUN_BEFORE: Duration = Duration::from_secs(600);
 
 impl Store {
@@ -75,24 +81,21 @@ impl Store {
         })
     }
 
-    /// Of when the backup is that this database was last put back from; `None` where it never was.
-    pub async fn restored_from(&self) -> Result<Option<UnixMicros>, StoreError> {
-        transact!(self.reading(), |tx| {
-            let at = sqlx::query_scalar("SELECT backup_at FROM restore ORDER BY restored_at DESC LIMIT 1");
-            Ok(at.fetch_optional(&mut **tx).await?.map(UnixMicros))
-        })
+    /// Whether this database was put back from a backup after this session began. Of one that began since then nothing can be missing.
+    pub async fn was_put_back_after(&self, session: SessionId) -> Result<bool, StoreError> {
+        let last = self.last_restore().await?;
+        Ok(last.is_some_and(|last| begun_at(session) <= last.at))
     }
 
-    /// Takes a session that is not known here for one of the time after the backup: it is lost, it was granted nothing, and nothing of it is
-    /// applied. `false` where this database is no restored one, or the session is older than its backup.
+    /// Takes a session that is not known here for one of the time between the backup and its restore: it is lost, it was granted nothing, and
+    /// nothing of it is applied. `false` where this database is no restored one, or the session is older than its backup, or it began
+    /// after the restore: then the database that knows it is another one.
     pub async fn adopt_session(&self, session: SessionId, at: UnixMicros) -> Result<bool, StoreError> {
-        let Some(copied_at) = self.restored_from().await? else { return Ok(false) };
-        let begun_us = session.0.get_timestamp().map_or(0, |time| {
-            let (seconds, nanos) = time.to_unix();
-            seconds.saturating_mul(1_000_000).saturating_add(u64::from(nanos / 1_000))
-        });
-        let begun_at = UnixMicros(i64::try_from(begun_us).unwrap_or(i64::MAX));
-        if begun_at.saturating_add(BEGUN_BEFORE) < copied_at {
+        let Some(last) = self.last_restore().await? else { return Ok(false) };
+        let begun_at = begun_at(session);
+        if begun_at.saturating_add(BEGUN_BEFORE) < last.backup_at
+            || begun_at > last.at.saturating_add(BEGUN_BEFORE)
+        {
             return Ok(false);
         }
         transact!(self.writing(), |tx| {
@@ -108,6 +111,24 @@ impl Store {
         })?;
         Ok(true)
     }
+
+    async fn last_restore(&self) -> Result<Option<LastRestore>, StoreError> {
+        transact!(self.reading(), |tx| {
+            let last =
+                sqlx::query("SELECT restored_at, backup_at FROM restore ORDER BY restored_at DESC LIMIT 1");
+            let last = last.fetch_optional(&mut **tx).await?;
+            Ok(last.map(|row| LastRestore { at: UnixMicros(row.get(0)), backup_at: UnixMicros(row.get(1)) }))
+        })
+    }
+}
+
+/// When a process began the session, by the time in its identity.
+fn begun_at(session: SessionId) -> UnixMicros {
+    let begun_us = session.0.get_timestamp().map_or(0, |time| {
+        let (seconds, nanos) = time.to_unix();
+        seconds.saturating_mul(1_000_000).saturating_add(u64::from(nanos / 1_000))
+    });
+    UnixMicros(i64::try_from(begun_us).unwrap_or(i64::MAX))
 }
 
 async fn facts(connection: &mut SqliteConnection) -> Result<CopyFacts, StoreError> {
@@ -124,18 +145,54 @@ async fn facts(connection: &mut SqliteConnection) -> Result<CopyFacts, StoreErro
     let rows = sqlx::query("SELECT id, host, applied_seq FROM session WHERE state <> 'closed' ORDER BY id")
         .fetch_all(&mut *connection)
         .await?;
-    let session = |row: &sqlx::sqlite::SqliteRow| {
-        Ok(CopiedSession {
-            session_id: SessionId::from_slice(row.get("id"))
-                .ok_or_else(|| StoreError::damaged("a session's identity"))?,
-            host: row.get("host"),
-            applied_seq: sessions::unsigned(row, "applied_seq")?,
-        })
-    };
     Ok(CopyFacts {
         schema_version: row.get::<Option<i64>, _>(0).unwrap_or(0),
         accounts: count(1)?,
         requests: count(2)?,
-        sessions: rows.iter().map(session).collect::<Result<_, StoreError>>()?,
+        sessions: rows.iter().map(copied_session).collect::<Result<_, StoreError>>()?,
     })
+}
+
+/// From the columns `id`, `host` and `applied_seq`.
+pub(super) fn copied_session(row: &SqliteRow) -> Result<CopiedSession, StoreError> {
+    Ok(CopiedSession {
+        session_id: SessionId::from_slice(row.get("id"))
+            .ok_or_else(|| StoreError::damaged("a session's identity"))?,
+        host: row.get("host"),
+        applied_seq: sessions::unsigned(row, "applied_seq")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Opened;
+    use uuid::{NoContext, Timestamp, Uuid};
+
+    const HOUR_US: i64 = 3_600_000_000;
+
+    fn begun(at: i64) -> SessionId {
+        let seconds = u64::try_from(at / 1_000_000).unwrap();
+        SessionId(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)))
+    }
+
+    #[tokio::test]
+    async fn a_restore_excuses_only_sessions_that_began_before_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", directory.path().join("weir.db").display());
+        let store = Store::open(&url, Opened::ByCommand).await.unwrap();
+        let (backup_at, restored_at) = (UnixMicros(500_000 * HOUR_US), UnixMicros(500_010 * HOUR_US));
+        let meanwhile = begun(500_005 * HOUR_US);
+        assert!(!store.was_put_back_after(meanwhile).await.unwrap());
+        assert!(!store.adopt_session(meanwhile, restored_at).await.unwrap());
+        store.go_on_from_copy(backup_at, restored_at).await.unwrap();
+        assert!(store.was_put_back_after(meanwhile).await.unwrap());
+        assert!(store.adopt_session(meanwhile, restored_at).await.unwrap());
+        assert_eq!(store.session(meanwhile).await.unwrap(), Some((SessionState::Lost, 0)));
+        let (before, since) = (begun(499_995 * HOUR_US), begun(500_015 * HOUR_US));
+        assert!(!store.adopt_session(before, restored_at).await.unwrap());
+        assert!(!store.was_put_back_after(since).await.unwrap());
+        assert!(!store.adopt_session(since, restored_at).await.unwrap());
+        store.close().await;
+    }
 }

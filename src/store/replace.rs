@@ -1,5 +1,6 @@
 //! Putting another database in the place of one that nobody uses.
 
+use super::copy::{CopiedSession, copied_session};
 use super::open::path_of;
 use super::{Store, StoreError};
 use crate::clock::UnixMicros;
@@ -154,6 +155,22 @@ impl Replaceable {
         let found = differences(connection).await;
         sqlx::query("DETACH copy").execute(&mut *connection).await?;
         found
+    }
+
+    /// The sessions of which it has more than the copy in this file, and how far the copy has them; those that are closed in the copy have
+    /// no more.
+    pub async fn sessions_ahead(&mut self, copy: &Path) -> Result<Vec<CopiedSession>, StoreError> {
+        let Some(connection) = &mut self.connection else { return Ok(Vec::new()) };
+        sqlx::query("ATTACH ? AS copy").bind(copy.display().to_string()).execute(&mut *connection).await?;
+        let found = sqlx::query(
+            "SELECT s.id, s.host, coalesce(c.applied_seq, 0) AS applied_seq FROM main.session s \
+             LEFT JOIN copy.session c ON c.id = s.id \
+             WHERE s.applied_seq > coalesce(c.applied_seq, 0) AND coalesce(c.state, '') <> 'closed' ORDER BY s.id",
+        )
+        .fetch_all(&mut *connection)
+        .await;
+        sqlx::query("DETACH copy").execute(&mut *connection).await?;
+        found?.iter().map(copied_session).collect()
     }
 
     /// Puts the file in its place, in one step. The replaced one stays beside, under the name that is told; nothing where there was none.

@@ -259,6 +259,39 @@ fn a_restore_is_refused_on_a_live_process_of_damage_and_where_it_would_lose() {
 }
 
 #[test]
+fn journals_that_are_gone_are_told_though_the_backup_was_made_at_rest() {
+    let upstream = Upstream::start();
+    let mut gateway = Gateway::before(&upstream);
+    gateway.hello().ok();
+    gateway.rows_when(1);
+    gateway.stop();
+    let backup = back_up(&gateway);
+    gateway.serve();
+    gateway.hello().ok();
+    gateway.rows_when(2);
+    gateway.stop();
+    let (journal, aside) =
+        (gateway.directory().join("data/journal"), gateway.directory().join("data/journal-aside"));
+    fs::rename(&journal, &aside).unwrap();
+    let refused = |gateway: &Gateway| {
+        let error = gateway.cli.fails(1, &["restore", backup.to_str().unwrap()]);
+        assert_eq!(error["code"], "loss", "{error}");
+    };
+    refused(&gateway);
+    gateway.rows_when(2);
+    let whole = fs::read(gateway.database()).unwrap();
+    fs::write(gateway.database(), b"neither a database nor empty").unwrap();
+    refused(&gateway);
+    fs::write(gateway.database(), whole).unwrap();
+    // With them nothing is lost.
+    fs::remove_dir_all(&journal).unwrap();
+    fs::rename(&aside, &journal).unwrap();
+    put_back(&gateway, &backup);
+    gateway.serve();
+    gateway.rows_when(2);
+}
+
+#[test]
 fn a_backup_that_cannot_be_written_whole_is_not_there() {
     let upstream = Upstream::start();
     let gateway = Gateway::before(&upstream);

@@ -235,10 +235,10 @@ impl Database for SimDatabase {
         panic!("{session} is not known, and nothing was put back")
     }
 
-    async fn restored_from(&self) -> Result<Option<UnixMicros>, StoreError> {
+    async fn was_put_back_after(&self, _session: SessionId) -> Result<bool, StoreError> {
         let mut tables = self.tables();
         let answer = tables.answer()?;
-        answered(&answer, None)
+        answered(&answer, false)
     }
 
     async fn has_request(&self, request: RequestId) -> Result<bool, StoreError> {
