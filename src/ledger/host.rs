@@ -2,7 +2,7 @@
 //! and beside them what is kept of journals that are in the database.
 
 use super::LedgerError;
-use super::journal::{self, Directory};
+use super::journal::{self, Directory, Relief};
 use super::kept::{self, KeepSettings, Kept, KeptStats};
 use crate::clock::Clock;
 use crate::ids::SessionId;
@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The directory of all of them.
 #[derive(Debug)]
@@ -35,6 +36,14 @@ pub(super) struct SessionDirectory {
     kept: Kept,
     clock: Clock,
     _lock: File,
+}
+
+/// What a journal that finds the disk full may have of what is kept.
+#[derive(Debug)]
+struct Room {
+    home: PathBuf,
+    kept: Kept,
+    clock: Clock,
 }
 
 const LOCK: &str = "lock";
@@ -140,7 +149,10 @@ impl JournalHome {
             let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
             let Ok(session) = SessionId::from_str(name) else { continue };
             if path.extension().is_some_and(|end| end == DONE) {
-                put_away(&self.kept, session, &path, &self.clock)?;
+                // It is in the database; whoever looks next tries again.
+                if let Err(error) = put_away(&self.kept, session, &path, &self.clock) {
+                    tracing::warn!(%error, path = %path.display(), "a journal that is done with is still there");
+                }
                 continue;
             }
             let lock = lock_file(&path)?;
@@ -177,6 +189,19 @@ impl JournalHome {
     }
 }
 
+impl Relief for Room {
+    fn make_room(&self, bytes: u64) -> io::Result<bool> {
+        let whole = lock_file(&self.home)?;
+        whole.lock()?;
+        let is_live = |session: SessionId| self.home.join(session.to_string()).exists();
+        let has_made = self.kept.shrink(bytes, self.clock.wall(), is_live)?;
+        if has_made {
+            tracing::warn!("the disk is full: the oldest journals that are kept are removed");
+        }
+        Ok(has_made)
+    }
+}
+
 impl SessionDirectory {
     pub(super) fn session(&self) -> SessionId {
         self.session
@@ -188,7 +213,13 @@ impl SessionDirectory {
 
     /// The directory for its journal; what that needs no more is kept.
     pub(super) fn disk(&self) -> Directory {
+        let room = Room {
+            home: self.path.parent().unwrap_or(Path::new(".")).to_owned(),
+            kept: self.kept.clone(),
+            clock: self.clock.clone(),
+        };
         Directory::keeping(&self.path, self.kept.of(self.session), self.clock.clone())
+            .with_relief(Arc::new(room))
     }
 
     /// Removes the directory: everything in it is in the database, and kept for a while. It goes at once, whenever the process is killed:

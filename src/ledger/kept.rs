@@ -131,6 +131,21 @@ impl Kept {
         Ok(KeptStats { bytes, since: left.iter().find(|item| !item.is_directory).map(|item| item.at) })
     }
 
+    /// Removes the oldest, so that it takes so many bytes less, or nothing. Tells whether there was anything.
+    pub(super) fn shrink(
+        &self,
+        bytes: u64,
+        now: UnixMicros,
+        is_live: impl Fn(SessionId) -> bool,
+    ) -> io::Result<bool> {
+        let have: u64 = self.items(&is_live)?.iter().map(|item| item.bytes).sum();
+        if have == 0 {
+            return Ok(false);
+        }
+        let keep = KeepSettings { time: Duration::MAX, bytes: have.saturating_sub(bytes) };
+        self.prune(keep, now, is_live).map(|_| true)
+    }
+
     fn items(&self, is_live: impl Fn(SessionId) -> bool) -> io::Result<Vec<Item>> {
         let mut items = Vec::new();
         for session in self.sessions()? {
@@ -222,7 +237,42 @@ mod tests {
         let less = kept.prune(keep(10, all.bytes - 1), UnixMicros(14_000_000), |_| false).unwrap();
         assert_eq!(segments(&kept.of(session)).unwrap(), files[1..], "{less:?}");
         assert_eq!(kept.pruned_to().unwrap(), Some(UnixMicros(5_000_000)));
+        let again = |bytes| kept.shrink(bytes, UnixMicros(14_000_000), |_| false).unwrap();
+        assert!(again(0));
+        assert_eq!(segments(&kept.of(session)).unwrap(), files[1..]);
         kept.prune(keep(10, 1 << 30), UnixMicros(15_000_001), |_| false).unwrap();
         assert_eq!(segments(&kept.of(session)).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    /// A disk on which there is room once something goes.
+    #[derive(Debug)]
+    struct Full(Kept);
+
+    impl journal::Relief for Full {
+        fn make_room(&self, bytes: u64) -> io::Result<bool> {
+            self.0.shrink(bytes, UnixMicros(6_000_000), |_| true)
+        }
+    }
+
+    #[test]
+    fn the_oldest_that_is_kept_goes_before_a_segment_has_no_room() {
+        let home = tempfile::tempdir().unwrap();
+        let (kept, session) = (Kept::beside(home.path()), SessionId::new());
+        let own = home.path().join("own");
+        fs::create_dir(&own).unwrap();
+        written(&own);
+        kept.take(session, &own, UnixMicros(5_000_000)).unwrap();
+        let files = segments(&kept.of(session)).unwrap();
+        let full = Full(kept.clone());
+        let (mut tries, bytes) = (0, 1);
+        let made = journal::with_relief(&full, bytes, || {
+            tries += 1;
+            let is_there = files[1].exists();
+            if is_there { Err(io::Error::from(io::ErrorKind::StorageFull)) } else { Ok(tries) }
+        });
+        assert_eq!(made.unwrap(), 3, "a try, and one after each that went");
+        let hopeless = || Err::<(), _>(io::Error::from(io::ErrorKind::StorageFull));
+        let error = journal::with_relief(&full, bytes, hopeless).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 }

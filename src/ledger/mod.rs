@@ -277,6 +277,10 @@ impl Ledger {
         books: Handle,
     ) -> Result<Ledger, LedgerError> {
         let home = JournalHome::open(&settings.journal.dir, clock.clone())?;
+        // Before anything is written here: on a small disk, what is kept of the past is what is in the way.
+        if let Err(error) = home.prune(settings.journal.keep) {
+            tracing::warn!(%error, "what is kept of journals is not tidied yet");
+        }
         let recovered = recover::orphans(&home, &store, &clock).await?;
         let session = SessionId::new();
         let directory = home.begin(session)?;

@@ -1,6 +1,7 @@
 //! The directory of a session's journal, as far as the journal needs it: a seam, so that a simulated disk can forget, tear and fail.
 
 use crate::clock::{Clock, UnixMicros};
+use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -28,11 +29,18 @@ pub trait Segment: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// What gives way to a segment on a disk that is full.
+pub trait Relief: Debug + Send + Sync {
+    /// Makes room for so many bytes, or for some of them. `false` where there is nothing left that could go.
+    fn make_room(&self, bytes: u64) -> io::Result<bool>;
+}
+
 /// A real directory.
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: PathBuf,
     kept: Option<(PathBuf, Clock)>,
+    relief: Option<Arc<dyn Relief>>,
 }
 
 /// Zeros are written in pieces of this size.
@@ -41,12 +49,30 @@ const ZEROS_BYTES: usize = 1 << 20;
 impl Directory {
     /// The directory at this path, which must exist.
     pub fn new(path: &Path) -> Self {
-        Directory { path: path.to_owned(), kept: None }
+        Directory { path: path.to_owned(), kept: None, relief: None }
     }
 
     /// The same; what is taken away goes to that directory, which is made when it is needed.
     pub fn keeping(path: &Path, kept: PathBuf, clock: Clock) -> Self {
-        Directory { path: path.to_owned(), kept: Some((kept, clock)) }
+        Directory { path: path.to_owned(), kept: Some((kept, clock)), relief: None }
+    }
+
+    /// The same, where something gives way before there is no room for a segment.
+    pub fn with_relief(self, relief: Arc<dyn Relief>) -> Self {
+        Directory { relief: Some(relief), ..self }
+    }
+
+    fn make(&self, name: &str, size_bytes: u64, head: &[u8]) -> io::Result<File> {
+        let path = self.path.join(name);
+        let made = zeroed(&path, size_bytes, head).and_then(|file| {
+            File::open(&self.path)?.sync_all()?;
+            Ok(file)
+        });
+        if made.is_err() {
+            // What could not be made whole must not take the room that others need.
+            let _gone = fs::remove_file(&path);
+        }
+        made
     }
 }
 
@@ -62,16 +88,12 @@ impl Disk for Directory {
     }
 
     fn create(&self, name: &str, size_bytes: u64, head: &[u8]) -> io::Result<Arc<dyn Segment>> {
-        let path = self.path.join(name);
-        let made = zeroed(&path, size_bytes, head).and_then(|file| {
-            File::open(&self.path)?.sync_all()?;
-            Ok(file)
-        });
-        if made.is_err() {
-            // What could not be made whole must not take the room that others need.
-            let _gone = fs::remove_file(&path);
-        }
-        Ok(Arc::new(made?))
+        let make = || self.make(name, size_bytes, head);
+        let file = match &self.relief {
+            Some(relief) => with_relief(relief.as_ref(), size_bytes, make)?,
+            None => make()?,
+        };
+        Ok(Arc::new(file))
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
@@ -101,6 +123,23 @@ pub(in crate::ledger) fn keep(file: &Path, into: &Path, at: UnixMicros) -> io::R
     DirBuilder::new().recursive(true).mode(0o700).create(into)?;
     fs::rename(file, target)?;
     File::open(into)?.sync_all()
+}
+
+/// Tries again on a disk that is full, as long as something gives way.
+pub(in crate::ledger) fn with_relief<T>(
+    relief: &dyn Relief,
+    bytes: u64,
+    mut make: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        let made = make();
+        let is_full = made.as_ref().is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        });
+        if !is_full || !relief.make_room(bytes)? {
+            return made;
+        }
+    }
 }
 
 fn zeroed(path: &Path, size_bytes: u64, head: &[u8]) -> io::Result<File> {

@@ -16,7 +16,9 @@ mod threads;
 mod unsynced;
 
 pub(super) use disk::keep;
-pub use disk::{Directory, Disk, Segment};
+#[cfg(test)]
+pub(super) use disk::with_relief;
+pub use disk::{Directory, Disk, Relief, Segment};
 pub use record::{Progress, Record, Sent, Settle};
 pub(super) use scan::{SEGMENT_EXTENSION, first_seq, trim};
 pub use scan::{ScanError, Scanned, scan};
