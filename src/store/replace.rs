@@ -94,7 +94,7 @@ impl Replaceable {
     ///
     /// # Errors
     ///
-    /// `Refused` while another process has it open.
+    /// `Refused` while another process has it open; any other where it may be a good one that cannot be read now, or by this version.
     pub async fn claim(url: &str) -> Result<Replaceable, StoreError> {
         let path = path_of(url)?;
         if !path.exists() {
@@ -106,7 +106,10 @@ impl Replaceable {
                 "another process has the database {} open: stop it first",
                 path.display()
             ))),
-            Err(error) => Ok(Replaceable { path, connection: None, unreadable: Some(error.to_string()) }),
+            Err(error) if is_unreadable(&error) => {
+                Ok(Replaceable { path, connection: None, unreadable: Some(error.to_string()) })
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -182,7 +185,7 @@ impl Replaceable {
         };
         let replaced = named(&format!(".{ending}"));
         // Left only by a database that could not be opened; it would be taken for the new one's.
-        for end in ["-wal", "-shm"] {
+        for end in ["-wal", "-shm", "-journal"] {
             if named(end).exists() {
                 fs::rename(named(end), named(&format!(".{ending}{end}")))?;
             }
@@ -218,6 +221,18 @@ async fn alone(path: &Path) -> Result<SqliteConnection, StoreError> {
     Ok(connection)
 }
 
+/// Whether the error says that there is no database of ours, or a damaged one. Of any other, such as a disk that fails to be read or that is
+/// full, what the database has is not known to be lost.
+fn is_unreadable(error: &StoreError) -> bool {
+    let StoreError::Database(cause) = error else { return false };
+    cause.as_database_error().is_some_and(|said| {
+        let code = said.code().and_then(|code| code.parse::<i64>().ok());
+        // SQLITE_CORRUPT and SQLITE_NOTADB, with their extended codes (https://sqlite.org/rescode.html).
+        matches!(code.map(|code| code & 0xff), Some(11 | 26))
+            || said.message().contains("no such table: _sqlx_migrations")
+    })
+}
+
 async fn differences(connection: &mut SqliteConnection) -> Result<Vec<Difference>, StoreError> {
     let mut all = Vec::new();
     for (what, query) in DIFFERENCES {
@@ -232,4 +247,37 @@ async fn differences(connection: &mut SqliteConnection) -> Result<Vec<Difference
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Opened;
+
+    #[tokio::test]
+    async fn only_what_is_no_database_of_ours_counts_as_unreadable() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weir.db");
+        let url = format!("sqlite:{}", path.display());
+        for bytes in [&b"neither a database nor empty"[..], b""] {
+            fs::write(&path, bytes).unwrap();
+            let claimed = Replaceable::claim(&url).await.unwrap();
+            assert!(claimed.unreadable().is_some(), "{claimed:?}");
+        }
+        fs::remove_file(&path).unwrap();
+        let store = Store::open(&url, Opened::ByCommand).await.unwrap();
+        store.close().await;
+        let mut connection = alone(&path).await.unwrap();
+        sqlx::raw_sql("UPDATE _sqlx_migrations SET version = version + 1000")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+        let refused = Replaceable::claim(&url).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Schema(_)), "{refused}");
+        // A directory is no file that could be read; that says nothing of a database.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(Replaceable::claim(&url).await.is_err());
+    }
 }
