@@ -144,9 +144,9 @@ fn serve(
         tracing::warn!("{warning}");
     }
     let certificates = Arc::new(Certificates::new(certificates));
-    let (before, mut sockets) = take_over(launch)?;
+    let (before, mut sockets) = take_over(launch, config)?;
     let listening = Listening::claim(config, &mut sockets)?;
-    let admin_listener = sockets.tcp(config.admin.listen)?;
+    let admin_listener = admin::take(books, sockets.tcp(config.admin.listen)?)?;
     let control = sockets.unix(&commands::path(config), commands::MODE);
     sockets.close_unclaimed();
     let (readiness, notifier) = (Readiness::default(), Notifier::default());
@@ -156,7 +156,10 @@ fn serve(
     let show = |listener| admin::show(books, listener, readiness.clone(), gauges.clone(), is_closing.clone());
     // While another process serves, it answers for the service.
     let late = match &before {
-        None => show(admin_listener).map(|()| None)?,
+        None => {
+            show(admin_listener);
+            None
+        }
         Some(_) => Some(admin_listener),
     };
 
@@ -179,7 +182,8 @@ fn serve(
         .and_then(|()| {
             listening.start(proxy, &parts.connections, &parts.certificates, &settings::listening(config))
         })
-        .and_then(|running| late.map(show).transpose().map(|_| running));
+        // From here on requests are accepted, and nothing fails any more.
+        .inspect(|_| late.into_iter().for_each(show));
     let served = started.and_then(|running| {
         listen_for_commands(control, &requests, books, is_closing.clone());
         books.spawn(reload.run(hang_ups));
@@ -203,12 +207,12 @@ fn serve(
 }
 
 /// The listeners of the process before, if there is one, and the way to speak to it.
-fn take_over(launch: &Launch) -> Result<(Option<Channel>, Sockets), ServeError> {
+fn take_over(launch: &Launch, config: &Config) -> Result<(Option<Channel>, Sockets), ServeError> {
     if !launch.takes_over {
         return Ok((None, Sockets::default()));
     }
     let before = Channel::from_stdin()?;
-    let sockets = Sockets::inherited(before.receive()?);
+    let sockets = Sockets::inherited(before.receive(&upgrade::books(config)?)?);
     Ok((Some(before), sockets))
 }
 

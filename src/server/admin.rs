@@ -1,4 +1,4 @@
-//! The admin listener in this process: shown from when it may be, and closed with a grace for who is being answered.
+//! The admin listener in this process: taken while a start may still fail, shown from when it may be, and closed with a grace for who is being answered.
 
 use super::ServeError;
 use super::gauges::Gauges;
@@ -7,18 +7,20 @@ use std::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+/// The listener, for this runtime.
+pub(super) fn take(books: &Runtime, listener: TcpListener) -> Result<tokio::net::TcpListener, ServeError> {
+    let _on_books = books.enter();
+    Ok(tokio::net::TcpListener::from_std(listener)?)
+}
+
 /// Answers operators from now on, until it is told to close or the runtime goes.
 pub(super) fn show(
     books: &Runtime,
-    listener: TcpListener,
+    listener: tokio::net::TcpListener,
     readiness: Readiness,
     gauges: Gauges,
     mut closing: watch::Receiver<bool>,
-) -> Result<(), ServeError> {
-    let listener = {
-        let _on_books = books.enter();
-        tokio::net::TcpListener::from_std(listener)?
-    };
+) {
     let admin = Admin::new(readiness, move || gauges.render());
     books.spawn(async move {
         let closed = async move {
@@ -29,5 +31,4 @@ pub(super) fn show(
             tracing::error!(%fault, "the admin listener ended");
         }
     });
-    Ok(())
 }

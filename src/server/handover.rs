@@ -1,6 +1,6 @@
 //! What two processes of one service say to each other during an upgrade, over a socket that the new one has as its standard input.
 //!
-//! The old one sends each listening socket with its name; the new one opens its books and says that it is ready; the old one says go;
+//! The old one sends where its books are, and each listening socket with its name; the new one opens its books and says that it is ready; the old one says go;
 //! the new one accepts, and says that it serves. Whoever is gone, or closes its end, has called it off: before "go" the new one has
 //! accepted nothing, and after "serves" the old one accepts nothing more.
 //!
@@ -41,6 +41,10 @@ pub(super) enum Word {
 
 /// The first byte of a message with a socket; its name follows.
 const SOCKET: u8 = b'S';
+/// The first byte of the message that tells where the books are.
+const BOOKS: u8 = b'B';
+/// The longest message: two paths (4,096 bytes each, limits.h), escaped.
+const MESSAGE_BYTES_MAX: usize = 64 * 1_024;
 /// The longest name: a path of a socket (108 bytes, unix(7)), an address.
 const NAME_BYTES_MAX: usize = 512;
 /// The listeners that one process hands over.
@@ -61,12 +65,18 @@ impl Channel {
         Ok(Channel(io::stdin().as_fd().try_clone_to_owned()?))
     }
 
-    /// Sends the sockets.
+    /// Sends where the books are, and the sockets.
     pub(super) fn send<'a>(
         &self,
+        books: &str,
         sockets: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>,
     ) -> io::Result<()> {
         set_socket_timeout(&self.0, Timeout::Send, Some(PROMPT))?;
+        if books.len() >= MESSAGE_BYTES_MAX {
+            return Err(io::Error::other("the paths of the books are too long"));
+        }
+        let text = [IoSlice::new(&[BOOKS]), IoSlice::new(books.as_bytes())];
+        sendmsg(&self.0, &text, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
         for (name, socket) in sockets {
             if name.len() > NAME_BYTES_MAX {
                 return Err(io::Error::other(format!("the name of the listener {name} is too long")));
@@ -82,8 +92,21 @@ impl Channel {
         self.say(Word::End)
     }
 
-    /// Receives the sockets.
-    pub(super) fn receive(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+    /// Receives the sockets, if the books of the other process are here. Two processes with books of their own would give the same
+    /// credit away twice.
+    pub(super) fn receive(&self, books: &str) -> io::Result<Vec<(String, OwnedFd)>> {
+        let (text, _) = self.next(PROMPT)?;
+        match text.split_first() {
+            Some((&BOOKS, theirs)) if theirs == books.as_bytes() => {}
+            Some((&BOOKS, theirs)) => {
+                let theirs = String::from_utf8_lossy(theirs);
+                return Err(io::Error::other(format!(
+                    "the running process has its books at {theirs}, and the configuration has them at {books}: an upgrade \
+                     cannot move them; stop the service and start it anew"
+                )));
+            }
+            Some(_) | None => return Err(io::Error::other("this is not an upgrade of this program")),
+        }
         let mut sockets = Vec::new();
         while sockets.len() <= SOCKETS_MAX {
             let (text, socket) = self.next(PROMPT)?;
@@ -124,7 +147,7 @@ impl Channel {
 
     fn next(&self, most: Duration) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
         set_socket_timeout(&self.0, Timeout::Recv, Some(most))?;
-        let mut bytes = vec![0; 1 + NAME_BYTES_MAX];
+        let mut bytes = vec![0; MESSAGE_BYTES_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
@@ -178,9 +201,9 @@ mod tests {
         let theirs = Channel(theirs);
         let listeners: Vec<_> = (0..40).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let names: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap().to_string()).collect();
-        ours.send(names.iter().map(String::as_str).zip(listeners.iter().map(AsFd::as_fd))).unwrap();
+        ours.send("here", names.iter().map(String::as_str).zip(listeners.iter().map(AsFd::as_fd))).unwrap();
         drop(listeners);
-        for ((name, socket), sent) in theirs.receive().unwrap().into_iter().zip(&names) {
+        for ((name, socket), sent) in theirs.receive("here").unwrap().into_iter().zip(&names) {
             assert_eq!(&name, sent);
             let client = TcpStream::connect(sent).unwrap();
             let (_accepted, peer) = TcpListener::from(socket).accept().unwrap();
@@ -190,6 +213,14 @@ mod tests {
         ours.hear(Word::Ready, PROMPT).unwrap();
         theirs.say(Word::Serving).unwrap();
         assert!(ours.hear(Word::Ready, PROMPT).is_err());
+    }
+
+    #[test]
+    fn nothing_is_taken_over_from_a_process_with_other_books() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send("there", std::iter::empty()).unwrap();
+        let refused = Channel(theirs).receive("here").unwrap_err().to_string();
+        assert!(refused.contains("at there") && refused.contains("at here"), "{refused}");
     }
 
     #[test]
@@ -205,7 +236,7 @@ mod tests {
         });
         assert_eq!(called_off.kind(), io::ErrorKind::UnexpectedEof);
         drop(ours);
-        let gone = Channel(theirs).receive().unwrap_err();
+        let gone = Channel(theirs).receive("here").unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

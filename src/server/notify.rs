@@ -3,8 +3,11 @@
 //! Promises: ready is said once every listener accepts; the watchdog is fed by turns of the batched writer and by nothing else, so that a
 //! process whose settlements go nowhere is started anew, and one whose database is away is left alone. Refuses to know: who listens.
 
+use super::stop::Stop;
 use crate::ledger::Ledger;
+use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,6 +55,21 @@ impl Notifier {
     pub(super) fn take_back(&self, status: &str) {
         self.is_mute.store(false, Ordering::Release);
         self.tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Status(status)]);
+    }
+
+    /// Tells the process that has just taken over to stop, too: who stops this one may not know of it yet. A service manager does, and
+    /// tells every process itself; a second signal would hurry this one.
+    pub(super) fn pass_on(&self, stop: Stop, to: &Child) {
+        if std::env::var_os("NOTIFY_SOCKET").is_some() {
+            return;
+        }
+        let signal = match stop {
+            Stop::Drain => Signal::TERM,
+            Stop::Now => Signal::INT,
+        };
+        if let Err(fault) = kill_process(Pid::from_child(to), signal) {
+            tracing::error!(%fault, process_id = to.id(), "the new process is not told to stop");
+        }
     }
 
     /// Feeds the watchdog, if the service manager keeps one, whenever the writer has turned since the last look.

@@ -39,8 +39,8 @@ pub(super) struct Serving<'a> {
 enum End {
     Told(Stop),
     Broken(ServeError),
-    /// Another process serves in its place.
-    HandedOver(Successor),
+    /// Another process serves in its place. This one was told to stop in the same moment, or was not.
+    HandedOver(Successor, Option<Stop>),
 }
 
 impl Serving<'_> {
@@ -48,25 +48,31 @@ impl Serving<'_> {
     pub(super) fn run(mut self, signals: &mut Signals, requests: &mut Requests) -> Result<(), ServeError> {
         self.readiness.set(true);
         greeting::say(self.config, self.parts.demonstration.as_deref());
-        // The one before accepts nothing more from then on.
-        if let Some(before) = &self.before {
-            before.say(Word::Serving)?;
+        // The one before accepts nothing more from then on. It may be gone, or have called it off; what this one has accepted by now
+        // is ended in order.
+        let told = self.before.as_ref().map_or(Ok(()), |before| before.say(Word::Serving));
+        if told.is_ok() {
+            self.notifier.ready("serving");
         }
-        self.notifier.ready("serving");
         let watching = self.books.spawn(self.notifier.clone().watch(self.parts.ledger.clone()));
         let books = self.books;
         let ended = books.block_on(async {
-            let end = self.until_the_end(signals, requests).await;
+            let end = match told {
+                Ok(()) => self.until_the_end(signals, requests).await,
+                Err(fault) => End::Broken(fault.into()),
+            };
+            requests.close();
             match end {
-                End::HandedOver(successor) => self.hand_over(successor, signals).await,
+                End::HandedOver(successor, told) => self.hand_over(successor, told, signals).await,
                 End::Told(stop) => {
-                    self.stop(stop, signals).await;
+                    self.stop(stop, self.config.server.stop_delay, signals).await;
                     Ok(())
                 }
                 End::Broken(error) => {
                     let is_of_the_books = matches!(error, ServeError::Ledger(_));
                     let stop = if is_of_the_books { Stop::Drain } else { Stop::Now };
-                    self.stop(stop, signals).await;
+                    // It cannot serve any more: nothing is gained by looking as if it did.
+                    self.stop(stop, Duration::ZERO, signals).await;
                     Err(error)
                 }
             }
@@ -101,13 +107,19 @@ impl Serving<'_> {
                 () = self.running.ended() => (called_off(&mut attempt).await, Some(End::Broken(listeners_ended()))),
             };
             match (outcome, end) {
-                // Also when this one was told to stop in the same moment: the new one hears that itself.
-                (Ok(successor), _) => {
+                (Ok(successor), end) => {
                     let process_id = successor.child.id();
                     tracing::info!(process_id, "another process serves from now on");
                     self.notifier.hand_over(process_id);
                     request.answer(Ok(process_id));
-                    return End::HandedOver(successor);
+                    let told = match end {
+                        Some(End::Told(stop)) => Some(stop),
+                        Some(End::Broken(_) | End::HandedOver(..)) | None => None,
+                    };
+                    if let Some(stop) = told {
+                        self.notifier.pass_on(stop, &successor.child);
+                    }
+                    return End::HandedOver(successor, told);
                 }
                 (Err(reason), end) => {
                     self.note_failure(request, reason);
@@ -125,7 +137,8 @@ impl Serving<'_> {
         }
         tracing::info!(program = %self.launch.program.display(), "an upgrade begins");
         let most = self.config.server.upgrade_timeout;
-        Attempt::start(self.launch, &self.sockets, most, self.books.handle())
+        super::upgrade::books(self.config)
+            .and_then(|books| Attempt::start(self.launch, books, &self.sockets, most, self.books.handle()))
             .map_err(|error| error.to_string())
     }
 
@@ -136,16 +149,15 @@ impl Serving<'_> {
         request.answer(Err(reason));
     }
 
-    /// Stops by order, or because nothing else is left.
-    async fn stop(&mut self, stop: Stop, signals: &mut Signals) {
+    /// Stops by order, or because nothing else is left; the listeners stay open for this long.
+    async fn stop(&mut self, stop: Stop, delay: Duration, signals: &mut Signals) {
         self.readiness.set(false);
         self.notifier.stopping(&format!("stopping; {} requests under way", self.parts.under_way()));
-        let server = &self.config.server;
         let drain_timeout = self.parts.stopping.begin();
         let mut drain = if stop == Stop::Now { Duration::ZERO } else { drain_timeout };
-        if stop == Stop::Drain && !server.stop_delay.is_zero() {
+        if stop == Stop::Drain && !delay.is_zero() {
             // Load balancers look, and send their clients elsewhere.
-            let delayed = signals.drain(|| false, server.stop_delay).await;
+            let delayed = signals.drain(|| false, delay).await;
             if let Drained::Told(_) = delayed {
                 drain = Duration::ZERO;
             }
@@ -168,7 +180,12 @@ impl Serving<'_> {
     ///
     /// An error when that process ends and leaves nobody: this one has no listeners any more, and its own end must look like the
     /// failure that it is to whoever would start the service anew.
-    async fn hand_over(&mut self, successor: Successor, signals: &mut Signals) -> Result<(), ServeError> {
+    async fn hand_over(
+        &mut self,
+        successor: Successor,
+        told: Option<Stop>,
+        signals: &mut Signals,
+    ) -> Result<(), ServeError> {
         let drain_timeout = self.parts.stopping.begin();
         self.readiness.set(false);
         self.close();
@@ -184,6 +201,8 @@ impl Serving<'_> {
         let has_drained = self.parts.has_drained();
         let has_ended = move || has_drained() && (connections.open() == 0 || clock.now() >= kept_until);
         let (drained, ended) = tokio::select! {
+            biased;
+            stop = std::future::ready(told), if told.is_some() => (stop.map_or(Drained::All, Drained::Told), Ok(())),
             drained = signals.drain(has_ended, server.max_stream_time) => (drained, Ok(())),
             error = failed(&mut successor) => {
                 tracing::error!(%error, "this one ends, too, so that the service is started anew");

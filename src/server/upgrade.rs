@@ -6,9 +6,11 @@
 
 use super::handover::{Channel, Word};
 use super::sockets::Sockets;
+use crate::config::Config;
+use crate::store::Store;
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,6 +71,13 @@ pub(super) struct Attempt {
     outcome: JoinHandle<Result<Successor, String>>,
 }
 
+/// Where the books of this configuration are, in words that are the same for each process that has the same.
+pub(super) fn books(config: &Config) -> io::Result<String> {
+    let database = Store::path(&config.store.url).map_err(io::Error::other)?;
+    let place = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path));
+    Ok(format!("journal.dir {:?} and store.url {:?}", place(&config.journal.dir)?, place(&database)?))
+}
+
 /// From "go" to accepting: nothing is left to be opened then.
 const SERVING_MAX: Duration = Duration::from_secs(10);
 
@@ -82,6 +91,12 @@ impl Requests {
 
     pub(super) fn asking(&self) -> Asking {
         self.asking.clone()
+    }
+
+    /// From now on there is no upgrade any more: whoever asks, or has asked, is told at once.
+    pub(super) fn close(&mut self) {
+        self.requests.close();
+        while self.requests.try_recv().is_ok() {}
     }
 
     /// The next one.
@@ -136,6 +151,7 @@ impl Attempt {
     /// Starts the new process, which has so long to get ready.
     pub(super) fn start(
         launch: &Launch,
+        books: String,
         sockets: &Arc<Sockets>,
         most: Duration,
         on: &Handle,
@@ -157,7 +173,7 @@ impl Attempt {
         let channel = Arc::new(ours);
         let (speaking, sockets) = (Arc::clone(&channel), Arc::clone(sockets));
         let outcome = on.spawn_blocking(move || {
-            let child = hand_over(&speaking, &sockets, child, most)?;
+            let child = hand_over(&speaking, &books, &sockets, child, most)?;
             Ok(Successor { child, channel: speaking })
         });
         Ok(Attempt { channel, outcome })
@@ -176,12 +192,13 @@ impl Attempt {
 
 fn hand_over(
     channel: &Channel,
+    books: &str,
     sockets: &Sockets,
     mut child: Child,
     most: Duration,
 ) -> Result<Child, String> {
     let told = channel
-        .send(sockets.all())
+        .send(books, sockets.all())
         .and_then(|()| channel.hear(Word::Ready, most))
         .and_then(|()| channel.say(Word::Go))
         .and_then(|()| channel.hear(Word::Serving, SERVING_MAX));

@@ -146,6 +146,45 @@ fn a_configuration_that_cannot_be_read_leaves_the_old_process_serving() {
     gateway.hello().ok();
 }
 
+#[test]
+fn a_configuration_with_other_books_leaves_the_old_process_serving() {
+    let upstream = Upstream::start();
+    let gateway = gateway(&upstream, "");
+    let good = gateway.directory().join("weir.toml");
+    let kept = gateway.directory().join("kept.toml");
+    let text = fs::read_to_string(&good).unwrap();
+    fs::write(&kept, &text).unwrap();
+    let other = text.replace("data/journal", "data/other");
+    assert_ne!(other, text);
+    fs::write(&good, other).unwrap();
+    let asking = crate::support::cli::Cli::new(gateway.directory(), Some(&kept));
+    let error = asking.fails(1, &["upgrade"]);
+    assert_eq!(error["code"], "upgrade_failed", "{error}");
+    assert!(gateway.log().contains("an upgrade cannot move them"), "{}", gateway.log());
+    assert!(lives(gateway.process_id()));
+    fs::write(&good, &text).unwrap();
+    gateway.hello().ok();
+}
+
+#[test]
+fn a_process_that_stops_refuses_an_upgrade_at_once() {
+    let upstream = Upstream::start();
+    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let mut gateway = gateway(&upstream, "drain_timeout_ms = 60000");
+    let mut body = hello_stream();
+    body["messages"][0]["content"] = json!("endless");
+    let (connection, head) = gateway.begin(&body);
+    signal("TERM", gateway.process_id());
+    wait_for("the drain", BRIEF, || gateway.log().contains("\"stopping\"").then_some(()));
+    let begun = Instant::now();
+    let error = gateway.cli.fails(1, &["upgrade"]);
+    assert_eq!(error["message"], "the process stops", "{error}");
+    assert!(begun.elapsed() < BRIEF, "{:?}", begun.elapsed());
+    // The second signal hurries.
+    assert!(gateway.stop().unwrap().success());
+    gateway.note(&connection.finish(head).unwrap());
+}
+
 /// A gateway whose program is at a path of its own, where another can be put.
 fn replaceable(upstream: &Upstream, server: &str) -> Gateway {
     let mut gateway = gateway(upstream, server);
