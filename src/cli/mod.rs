@@ -18,8 +18,10 @@ mod migrate;
 mod output;
 mod price;
 mod ready;
+mod scrape;
 mod serve;
 mod table;
+mod top;
 mod upgrade;
 mod usage;
 mod values;
@@ -77,6 +79,7 @@ enum Command {
     Restore(backup::Restore),
     Doctor(doctor::Doctor),
     Ready(ready::Ready),
+    Top(top::Top),
     #[command(flatten)]
     OnBooks(OnBooks),
     Man(manual::Man),
@@ -128,6 +131,7 @@ fn execute(cli: Cli, arguments: &[OsString]) -> Result<Report, Failure> {
         Command::Restore(restore) => restore.run(&Config::load(cli.config.as_deref())?),
         Command::Doctor(doctor) => doctor.run(cli.config.as_deref()),
         Command::Ready(ready) => ready.run(&Config::load(cli.config.as_deref())?),
+        Command::Top(top) => top.run(&Config::load(cli.config.as_deref())?, cli.json),
         Command::Man(man) => man.run(Cli::command()),
         Command::Completions(completions) => completions.run(Cli::command()),
         Command::OnBooks(OnBooks::Check(check)) => {
@@ -236,6 +240,7 @@ mod tests {
             "doctor".to_owned(),
             "restore d --accept-loss".to_owned(),
             "ready".to_owned(),
+            "top".to_owned(),
             "man d".to_owned(),
             "completions bash".to_owned(),
         ] {

@@ -36,7 +36,7 @@ impl Ready {
 }
 
 /// Where a server that listens on every address is found on this machine.
-fn reachable(mut listen: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(mut listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() {
         listen.set_ip(match listen {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -47,5 +47,6 @@ mod simulation;
 mod stops;
 mod streams;
 mod systemd;
+mod top;
 mod upgrade;
 mod watch;
