@@ -105,14 +105,7 @@ impl<'a> Table<'a> {
         key: &'static str,
         parse: impl FnOnce(Value<'_>) -> Result<T, String>,
     ) -> Option<T> {
-        let value = self.find(key)?;
-        match parse(Value(value.get_ref())) {
-            Ok(parsed) => Some(parsed),
-            Err(message) => {
-                self.notes.add(value.span(), format!("`{key}`: {message}"));
-                None
-            }
-        }
+        self.parsed(key, parse, |notes, at, message| notes.add(at, message))
     }
 
     /// The same of a value that is not shown where it is wrong: somebody may have put a secret there.
@@ -121,12 +114,23 @@ impl<'a> Table<'a> {
         key: &'static str,
         parse: impl FnOnce(Value<'_>) -> Result<T, String>,
     ) -> Option<T> {
+        self.parsed(key, parse, |notes, at, message| {
+            let hidden_from = at.start;
+            notes.add_hiding(at, message, hidden_from);
+        })
+    }
+
+    fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(Value<'_>) -> Result<T, String>,
+        note: impl FnOnce(&Notes, Range<usize>, String),
+    ) -> Option<T> {
         let value = self.find(key)?;
         match parse(Value(value.get_ref())) {
             Ok(parsed) => Some(parsed),
             Err(message) => {
-                let at = value.span();
-                self.notes.add_hiding(at.clone(), format!("`{key}`: {message}"), at.start);
+                note(self.notes, value.span(), format!("`{key}`: {message}"));
                 None
             }
         }

@@ -27,29 +27,29 @@ impl Sockets {
 
     /// The listener at this address.
     pub(super) fn tcp(&mut self, address: SocketAddr) -> Result<TcpListener, ServeError> {
-        let name = address.to_string();
-        let failed = |cause| ServeError::Listen { address: name.clone(), cause };
-        let listener = match self.take(&name) {
-            Some(socket) => TcpListener::from(socket),
-            None => TcpListener::bind(address).map_err(failed)?,
-        };
-        listener.set_nonblocking(true).map_err(failed)?;
-        self.keep(&name, &listener).map_err(failed)?;
-        Ok(listener)
+        self.claim(address.to_string(), || TcpListener::bind(address), TcpListener::set_nonblocking)
     }
 
     /// The listener at this path, for those of these permissions. What a dead process left there is removed; a living one is not
     /// disturbed.
     pub(super) fn unix(&mut self, path: &Path, mode: u32) -> Result<UnixListener, ServeError> {
-        let name = path.display().to_string();
-        let failed = |cause| ServeError::Listen { address: name.clone(), cause };
-        let listener = match self.take(&name) {
-            Some(socket) => UnixListener::from(socket),
-            None => bind_unix(path, mode).map_err(failed)?,
+        self.claim(path.display().to_string(), || bind_unix(path, mode), UnixListener::set_nonblocking)
+    }
+
+    /// The listener of this name: the one that was taken over, else a new one. A second handle to it stays here.
+    fn claim<L: From<OwnedFd> + AsFd>(
+        &mut self,
+        name: String,
+        bind: impl FnOnce() -> io::Result<L>,
+        set_nonblocking: fn(&L, bool) -> io::Result<()>,
+    ) -> Result<L, ServeError> {
+        let claimed = || {
+            let listener = self.take(&name).map_or_else(bind, |socket| Ok(L::from(socket)))?;
+            set_nonblocking(&listener, true)?;
+            self.taken.push((name.clone(), listener.as_fd().try_clone_to_owned()?));
+            Ok(listener)
         };
-        listener.set_nonblocking(true).map_err(failed)?;
-        self.keep(&name, &listener).map_err(failed)?;
-        Ok(listener)
+        claimed().map_err(|cause| ServeError::Listen { address: name, cause })
     }
 
     /// Closes what was taken over and not asked for.
@@ -67,11 +67,6 @@ impl Sockets {
     fn take(&mut self, name: &str) -> Option<OwnedFd> {
         let at = self.inherited.iter().position(|(have, _)| have == name)?;
         Some(self.inherited.swap_remove(at).1)
-    }
-
-    fn keep(&mut self, name: &str, socket: &impl AsFd) -> io::Result<()> {
-        self.taken.push((name.to_owned(), socket.as_fd().try_clone_to_owned()?));
-        Ok(())
     }
 }
 
