@@ -31,6 +31,14 @@ fn words(count: u64, every: Duration) -> Answer {
         .done()
 }
 
+/// What asks the upstream for a stream that says a word and then nothing more.
+fn endless(upstream: &Upstream) -> Value {
+    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let mut body = hello_stream();
+    body["messages"][0]["content"] = json!("endless");
+    body
+}
+
 fn said(count: u64) -> String {
     (0..count).map(|number| format!("w{number} ")).collect()
 }
@@ -110,10 +118,8 @@ fn an_old_process_without_connections_ends_at_once_with_its_leases_returned() {
 #[test]
 fn a_stop_of_the_old_process_while_it_drains_ends_its_streams_with_a_bill() {
     let upstream = Upstream::start();
-    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let body = endless(&upstream);
     let mut gateway = gateway(&upstream, "drain_timeout_ms = 300");
-    let mut body = hello_stream();
-    body["messages"][0]["content"] = json!("endless");
     let (connection, head) = gateway.begin(&body);
     gateway.upgrade();
     gateway.hello().ok();
@@ -169,10 +175,8 @@ fn a_configuration_with_other_books_leaves_the_old_process_serving() {
 #[test]
 fn a_process_that_stops_refuses_an_upgrade_at_once() {
     let upstream = Upstream::start();
-    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let body = endless(&upstream);
     let mut gateway = gateway(&upstream, "drain_timeout_ms = 60000");
-    let mut body = hello_stream();
-    body["messages"][0]["content"] = json!("endless");
     let (connection, head) = gateway.begin(&body);
     signal("TERM", gateway.process_id());
     wait_for("the drain", BRIEF, || gateway.log().contains("\"stopping\"").then_some(()));
@@ -265,10 +269,8 @@ fn an_upgrade_of_nothing_says_that_nothing_runs() {
 #[test]
 fn the_end_of_the_new_process_ends_the_old_one_so_that_the_service_is_started_anew() {
     let upstream = Upstream::start();
-    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let body = endless(&upstream);
     let mut gateway = gateway(&upstream, "drain_timeout_ms = 200");
-    let mut body = hello_stream();
-    body["messages"][0]["content"] = json!("endless");
     let (connection, head) = gateway.begin(&body);
     let new = gateway.upgrade();
     signal("KILL", new);
@@ -283,10 +285,8 @@ fn the_end_of_the_new_process_ends_the_old_one_so_that_the_service_is_started_an
 #[test]
 fn the_end_of_the_third_process_is_a_failure_of_the_first_that_is_still_draining() {
     let upstream = Upstream::start();
-    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let body = endless(&upstream);
     let mut gateway = gateway(&upstream, "drain_timeout_ms = 200");
-    let mut body = hello_stream();
-    body["messages"][0]["content"] = json!("endless");
     let (on_first, first_head) = gateway.begin(&body);
     let second = gateway.upgrade();
     let (on_second, second_head) = gateway.begin(&body);
@@ -306,10 +306,8 @@ fn the_end_of_the_third_process_is_a_failure_of_the_first_that_is_still_draining
 #[test]
 fn the_end_of_the_second_process_while_a_third_serves_is_no_failure_of_the_first() {
     let upstream = Upstream::start();
-    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let body = endless(&upstream);
     let mut gateway = gateway(&upstream, "drain_timeout_ms = 200\nkeepalive_timeout_ms = 30000");
-    let mut body = hello_stream();
-    body["messages"][0]["content"] = json!("endless");
     let (on_first, first_head) = gateway.begin(&body);
     let second = gateway.upgrade();
     let request = asking(&gateway, &hello());
