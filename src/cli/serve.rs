@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 ///
 /// Clients connect to `server.listen` (http://127.0.0.1:8080/v1 unless configured), operators to `admin.listen` (/metrics, /healthz,
 /// /readyz). On SIGTERM it stops accepting, lets the requests under way finish, and closes the books. On SIGHUP it reads its configuration
-/// again: one with a mistake changes nothing, and what waits for a restart is told in the log. An empty price book is filled from the
+/// again: one with a mistake changes nothing, and what waits for a restart is told in the log; without --config there is
+/// nothing to read, and nothing changes. An empty price book is filled from the
 /// prices that come with the program.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\

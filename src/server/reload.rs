@@ -66,6 +66,11 @@ struct Said {
     drain_timeout: ArcSwap<Duration>,
 }
 
+/// What a service manager shows: all that the configuration says is in force.
+pub(super) const SERVING: &str = "serving";
+const SERVING_IN_PART: &str = "serving; changed keys wait for a restart, the log names them";
+const SERVING_AS_BEFORE: &str =
+    "serving by the configuration before; the last reload was refused, the log and `weir check` tell why";
 /// How long files may take to be read: they may be on a disk of the network.
 const READ_MAX: Duration = Duration::from_secs(30);
 
@@ -108,18 +113,19 @@ impl Reload {
                 tracing::info!("SIGHUP: the process is stopping, the configuration is not read again");
             } else {
                 self.notifier.reloading();
-                self.once().await;
-                self.notifier.ready("serving");
+                let status = self.once().await;
+                self.notifier.ready(status);
             }
         }
     }
 
-    async fn once(&mut self) {
+    /// What the process does from then on, for the service manager.
+    async fn once(&mut self) -> &'static str {
         let Some(path) = self.path.clone() else {
             tracing::warn!(
                 "SIGHUP: there is no configuration to read again; `weir serve` was started without --config"
             );
-            return;
+            return SERVING;
         };
         let shown = path.display().to_string();
         let reading = tokio::task::spawn_blocking(move || {
@@ -132,7 +138,7 @@ impl Reload {
             Ok(Err(panicked)) => Err(panicked.to_string()),
             Err(_) => Err(format!("{shown} could not be read within {} s", READ_MAX.as_secs())),
         };
-        match read {
+        let status = match read {
             Ok((loaded, files)) => self.take(loaded, files, &shown),
             Err(problems) => {
                 self.parts.metrics.set(Level::ConfigReloadSuccessful, 0.0);
@@ -142,13 +148,15 @@ impl Reload {
                     problems,
                     "the configuration cannot be used; the one before stays in force"
                 );
+                SERVING_AS_BEFORE
             }
-        }
+        };
         self.parts.metrics.add(Level::ConfigReloads);
+        status
     }
 
     /// Puts it into force.
-    fn take(&mut self, mut loaded: Loaded, files: Files, file: &str) {
+    fn take(&mut self, mut loaded: Loaded, files: Files, file: &str) -> &'static str {
         let mut waiting = self.started.keep_started(&mut loaded.config);
         let parts = &self.parts;
         let rules = Arc::new(parts.grounds.rules(&loaded, files.origins, Some(&self.in_force)));
@@ -183,6 +191,7 @@ impl Reload {
         }
         self.in_force = InForce { loaded, rules };
         self.note_success();
+        if waiting.is_empty() { SERVING } else { SERVING_IN_PART }
     }
 
     fn note_success(&self) {

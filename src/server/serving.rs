@@ -6,6 +6,7 @@
 use super::handover::{Channel, Word};
 use super::listen::Running;
 use super::notify::Notifier;
+use super::reload::SERVING;
 use super::sockets::Sockets;
 use super::stop::{Drained, Signals, Stop};
 use super::upgrade::{Attempt, Launch, Request, Requests, Successor};
@@ -52,7 +53,7 @@ impl Serving<'_> {
         // is ended in order.
         let told = self.before.as_ref().map_or(Ok(()), |before| before.say(Word::Serving));
         if told.is_ok() {
-            self.notifier.ready("serving");
+            self.notifier.ready(SERVING);
         }
         let watching = self.books.spawn(self.notifier.clone().watch(self.parts.ledger.clone()));
         let books = self.books;

@@ -1,7 +1,7 @@
 //! What the README tells to type works: its shell blocks are run in order, as one session, but for the commands listed here
 //! with the reason why not.
 
-use crate::support::wait_for;
+use crate::support::{signal, wait_for};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -74,10 +74,10 @@ fn reason_not_to_run(command: &str) -> Option<&'static str> {
 
 /// `weir serve` as the README shows it, in the background.
 fn serve(command: &str, directory: &Path) -> Child {
-    let out = fs::File::create(directory.join("serve.out")).unwrap();
+    let file = |name: &str| fs::File::create(directory.join(name)).unwrap();
     let mut shell = shell(directory);
-    let child =
-        shell.args(["-c", &format!("exec {command}")]).stdout(out).stderr(Stdio::null()).spawn().unwrap();
+    shell.args(["-c", &format!("exec {command}")]).stdout(file("serve.out")).stderr(file("serve.err"));
+    let child = shell.spawn().unwrap();
     let address = ADMIN.parse().unwrap();
     wait_for("the gateway of the README to be ready", Duration::from_secs(20), || {
         crate::support::http::is_ready(address).then_some(())
@@ -131,6 +131,13 @@ fn what_the_readme_tells_to_type_works() {
     fs::write(&file, script).unwrap();
     let output =
         shell(session.path()).arg("-c").arg(format!("timeout 60 bash {}", file.display())).output().unwrap();
+    // Here is the one server of the suite that has no configuration, since its addresses are fixed: a hang-up does it no harm.
+    signal("HUP", demo.id());
+    wait_for("the hang-up to be told", Duration::from_secs(5), || {
+        let log = fs::read_to_string(session.path().join("serve.err")).unwrap();
+        log.contains("`weir serve` was started without --config").then_some(())
+    });
+    assert!(crate::support::http::is_ready(ADMIN.parse().unwrap()), "it serves on");
     let stopped = stop(demo);
     let text = crate::support::cli::shown(&output);
     assert!(output.status.success(), "the README's session fails: {text}");

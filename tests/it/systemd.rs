@@ -172,3 +172,25 @@ fn a_service_manager_hears_of_a_new_main_process_from_the_old_one_and_of_its_sta
     assert!(feeds(&said) >= 1, "the new one feeds the watchdog: {said:?}");
     gateway.hello().ok();
 }
+
+#[test]
+fn a_refused_reload_stands_in_the_status_until_a_good_one() {
+    let upstream = Upstream::start();
+    let mut gateway = Gateway::before(&upstream);
+    let mut manager = Manager::of(&mut gateway);
+    gateway.serve();
+    assert!(manager.hear("READY=1").pop().unwrap().contains("STATUS=serving\n"));
+    let path = gateway.directory().join("weir.toml");
+    let good = fs::read_to_string(&path).unwrap();
+    let mut reload = |text: &str| {
+        fs::write(&path, text).unwrap();
+        signal("HUP", gateway.process_id());
+        manager.hear("RELOADING=1");
+        let told = manager.hear("READY=1").pop().unwrap();
+        told.lines().find_map(|line| line.strip_prefix("STATUS=")).expect("a status").to_owned()
+    };
+    assert!(reload(&good.replace("threads", "treads")).contains("the last reload was refused"));
+    assert!(reload(&good.replace("threads = 1", "threads = 2")).contains("wait for a restart"));
+    assert_eq!(reload(&good), "serving");
+    gateway.hello().ok();
+}
