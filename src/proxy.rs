@@ -306,7 +306,7 @@ impl Proxy {
     async fn receive(&self, rules: &Rules, session: &mut Session, ctx: &mut Ctx) -> Asked<Received> {
         relay::head::check(session)?;
         ctx.trace.arrived(session, self.traces.as_ref());
-        let address = client::address(session, &rules.settings.forwarders);
+        let address = client::address(session, &rules.settings.forwarders, rules.settings.forwarder_header);
         ctx.trace.came_from(address);
         rules.origins.may_come(address)?;
         self.guard.arrived(&rules.guard, address)?;

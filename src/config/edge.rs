@@ -2,6 +2,7 @@
 
 use super::SecretRef;
 use crate::authenticate::Network;
+use crate::relay::forwarded::ForwarderHeader;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -52,8 +53,10 @@ pub struct Certificate {
 pub struct Networks {
     /// Balancers whose connections begin with a head of the PROXY protocol.
     pub proxy_protocol: Vec<Network>,
-    /// Proxies whose `X-Forwarded-For` is believed.
+    /// Proxies whose word on the client's address is believed.
     pub forwarders: Vec<Network>,
+    /// The header in which they give it.
+    pub forwarder_header: ForwarderHeader,
     /// Networks from which requests may come; empty allows all.
     pub allow: Vec<Network>,
     /// Networks from which they may not.

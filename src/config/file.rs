@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// From a millisecond to a day.
 const TIMES_MS: RangeInclusive<u64> = 1..=86_400_000;
+/// Up to ten minutes: nobody who means well takes longer, and each who does has a place.
+const BEGIN_MS: RangeInclusive<u64> = 1..=600_000;
 /// From a kibibyte to a gibibyte.
 const BODY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
 /// What all bodies together may take, up to a tebibyte.
@@ -106,6 +108,7 @@ fn server(table: &mut Table<'_>) -> Server {
             default.max_connections_per_address,
             1..=10_000_000,
         ),
+        begin_timeout: time_in(table, "begin_timeout_ms", default.begin_timeout, BEGIN_MS),
         head_timeout: time(table, "head_timeout_ms", default.head_timeout),
         max_requests: table
             .optional("max_requests", |value| value.integer(1..=10_000_000))
@@ -140,9 +143,7 @@ fn server(table: &mut Table<'_>) -> Server {
             default.client_gone_max_requests,
             0..=1_000_000,
         ),
-        stop_delay: table
-            .optional("stop_delay_ms", |value| value.integer(0..=600_000))
-            .map_or(default.stop_delay, Duration::from_millis),
+        stop_delay: time_in(table, "stop_delay_ms", default.stop_delay, 0..=600_000),
         drain_timeout: time(table, "drain_timeout_ms", default.drain_timeout),
         upgrade_timeout: time(table, "upgrade_timeout_ms", default.upgrade_timeout),
         max_stale: time(table, "max_stale_ms", default.max_stale),
@@ -230,7 +231,17 @@ fn new_name(
 }
 
 fn time(table: &mut Table<'_>, key: &'static str, default: Duration) -> Duration {
-    table.optional(key, |value| value.integer(TIMES_MS)).map_or(default, Duration::from_millis)
+    time_in(table, key, default, TIMES_MS)
+}
+
+/// The same within bounds of its own, in milliseconds.
+fn time_in(
+    table: &mut Table<'_>,
+    key: &'static str,
+    default: Duration,
+    range: RangeInclusive<u64>,
+) -> Duration {
+    table.optional(key, |value| value.integer(range)).map_or(default, Duration::from_millis)
 }
 
 /// How much in a second; 0 sets no limit.

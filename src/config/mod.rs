@@ -78,6 +78,8 @@ pub struct Server {
     pub max_connections: usize,
     /// Connections at once of one address that is not of this machine.
     pub max_connections_per_address: usize,
+    /// For what comes before HTTP on a connection: a head of the PROXY protocol, and a TLS handshake.
+    pub begin_timeout: Duration,
     /// From the first byte of a request's head to its last.
     pub head_timeout: Duration,
     /// Requests under way together, of all accounts.
@@ -371,6 +373,7 @@ impl Default for Server {
             threads: 0,
             max_connections: 20_000,
             max_connections_per_address: 1_000,
+            begin_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(15),
             max_requests: 10_000,
             max_requests_per_s: 100_000,

@@ -14,6 +14,7 @@ impl Config {
             threads,
             max_connections: _,
             max_connections_per_address: _,
+            begin_timeout: _,
             head_timeout: _,
             max_requests: _,
             max_requests_per_s: _,
@@ -50,7 +51,8 @@ impl Config {
         keep(max_stream_time, &mut server.max_stream_time, max_stream_time_ms, &mut waiting);
         let Tls { listen } = &self.tls;
         keep(listen, &mut next.tls.listen, "[tls] listen", &mut waiting);
-        let Networks { proxy_protocol, forwarders: _, allow: _, deny: _, countries: _ } = &self.networks;
+        let Networks { proxy_protocol, forwarders: _, forwarder_header: _, allow: _, deny: _, countries: _ } =
+            &self.networks;
         let networks = &mut next.networks;
         keep(proxy_protocol, &mut networks.proxy_protocol, "[network] proxy_protocol", &mut waiting);
         let Unix { listen, mode } = &self.unix;

@@ -2,41 +2,22 @@
 
 use crate::authenticate::Network;
 use crate::refusal::{Kind, Refused};
+use crate::relay::forwarded::ForwarderHeader;
 use pingora::proxy::Session;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_MAX_BYTES: usize = 255;
 
-/// Where the request comes from: the other end of the connection or, where that is a forwarder, the last address of `X-Forwarded-For`
-/// that is none. Forwarders append to it, so that what stands before was told by whom nobody vouches for.
-pub(super) fn address(session: &Session, forwarders: &[Network]) -> Option<IpAddr> {
+/// Where the request comes from: the other end of the connection or, where that is a forwarder, whom it names in its header.
+pub(super) fn address(session: &Session, forwarders: &[Network], header: ForwarderHeader) -> Option<IpAddr> {
     let peer = session.client_addr().and_then(|address| address.as_inet()).map(|inet| inet.ip())?;
-    let is_forwarder = |address: &IpAddr| forwarders.iter().any(|network| network.contains(*address));
-    if !is_forwarder(&peer) {
+    let is_forwarder = |address: IpAddr| forwarders.iter().any(|network| network.contains(address));
+    if !is_forwarder(peer) {
         return Some(peer);
     }
-    let lines = session.req_header().headers.get_all("x-forwarded-for");
-    let told: Vec<&[u8]> =
-        lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).collect();
-    let mut client = peer;
-    for hop in told.iter().rev() {
-        // Behind a word that is no address nothing can be believed.
-        let Some(address) = std::str::from_utf8(hop).ok().and_then(|hop| hop_address(hop.trim())) else {
-            break;
-        };
-        client = address;
-        if !is_forwarder(&address) {
-            break;
-        }
-    }
-    Some(client)
-}
-
-/// An address as forwarders write it: alone, or with a port.
-fn hop_address(hop: &str) -> Option<IpAddr> {
-    let alone = hop.trim_start_matches('[').trim_end_matches(']').parse().ok();
-    alone.or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
+    let lines = session.req_header().headers.get_all(header.name()).iter();
+    Some(header.client(peer, lines.map(|line| line.as_bytes()), is_forwarder))
 }
 
 /// The key in the header `Idempotency-Key`, if there is one.

@@ -2,6 +2,7 @@
 
 use crate::admit::{GuardSettings, OriginSettings, Terms};
 use crate::authenticate::Network;
+use crate::relay::forwarded::ForwarderHeader;
 use crate::relay::{self, Upstreams};
 use crate::route::Catalogue;
 use std::time::Duration;
@@ -42,4 +43,6 @@ pub struct Settings {
     pub comment_every: Duration,
     /// Proxies whose word on the client's address is believed.
     pub forwarders: Vec<Network>,
+    /// The header in which they give it.
+    pub forwarder_header: ForwarderHeader,
 }

@@ -11,6 +11,7 @@ mod connection;
 mod control;
 mod curfew;
 mod drain;
+pub mod forwarded;
 pub mod head;
 pub mod headers;
 mod peer;

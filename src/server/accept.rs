@@ -35,6 +35,8 @@ pub(super) struct Settings {
     pub(super) connections_per_address_max: usize,
     /// Balancers and forwarders, which are not counted as one address.
     pub(super) between: Arc<[Network]>,
+    /// For what comes before HTTP: a balancer's word, and a TLS handshake.
+    pub(super) begin_timeout: Duration,
     /// What one may take.
     pub(super) connection: ConnectionLimits,
 }
@@ -78,8 +80,6 @@ struct Place {
     address: Option<IpAddr>,
 }
 
-/// How long a client may take for what comes before HTTP: a balancer's word, and a TLS handshake.
-const BEGIN_MAX: Duration = Duration::from_secs(10);
 /// After the system could not accept, for want of descriptors or memory.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -103,11 +103,12 @@ pub(super) async fn accept(
                 // Without a place nothing is sent: whoever opens too many connections would only read more.
                 let Some(place) = connections.enter(peer) else { continue };
                 let counted = connections.clone();
+                let most = connections.0.settings.load().begin_timeout;
                 let (app, before, closing) = (Arc::clone(&app), before.clone(), closing.clone());
                 requests.spawn(async move {
                     // Until HTTP begins all that a client can do is to be late.
                     // Boxed, so that a handshake takes no room once it is over.
-                    let begun = Box::pin(timeout(BEGIN_MAX, begin(socket, peer, &before, place))).await;
+                    let begun = Box::pin(timeout(most, begin(socket, peer, &before, place))).await;
                     if let Ok(Some((stream, place))) = begun {
                         serve(stream, &app, &closing).await;
                         drop(place);
@@ -307,6 +308,7 @@ mod tests {
             connections_max: 3,
             connections_per_address_max: 2,
             between: Arc::new(["203.0.113.0/24".parse().unwrap()]),
+            begin_timeout: Duration::from_secs(1),
             connection,
         })
     }

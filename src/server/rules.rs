@@ -225,5 +225,6 @@ fn times_and_sizes(config: &Config) -> proxy::Settings {
         event_max_bytes: server.max_event_bytes,
         comment_every: server.stream_comment_every,
         forwarders: config.networks.forwarders.clone(),
+        forwarder_header: config.networks.forwarder_header,
     }
 }

@@ -118,6 +118,7 @@ pub(super) fn accept(config: &Config) -> accept::Settings {
         connections_max: config.server.max_connections,
         connections_per_address_max: config.server.max_connections_per_address,
         between: config.networks.proxy_protocol.iter().chain(&config.networks.forwarders).copied().collect(),
+        begin_timeout: config.server.begin_timeout,
         connection: ConnectionLimits {
             head_timeout: config.server.head_timeout,
             head_max_bytes: HEAD_MAX_BYTES,

@@ -16,10 +16,20 @@ fn gateway(lines: &str) -> (Upstream, Gateway) {
 }
 
 fn ask(gateway: &Gateway, before: &[u8], forwarded: Option<&str>) -> Option<crate::support::Reply> {
+    ask_with(gateway, before, &[("X-Forwarded-For", forwarded)])
+}
+
+fn ask_with(
+    gateway: &Gateway,
+    before: &[u8],
+    headers: &[(&str, Option<&str>)],
+) -> Option<crate::support::Reply> {
     let mut connection = Connection::open(gateway.address());
     let mut request = Request::post("/v1/chat/completions", hello().to_string()).key(&gateway.account.key);
-    if let Some(forwarded) = forwarded {
-        request = request.header("X-Forwarded-For", forwarded);
+    for (name, value) in headers {
+        if let Some(value) = value {
+            request = request.header(name, value);
+        }
     }
     connection.send(&[before, &request.to_bytes(gateway.address())].concat()).ok()?;
     let reply = connection.reply().ok()?;
@@ -74,6 +84,47 @@ fn behind_a_forwarder_the_client_is_the_last_address_that_is_none() {
         match is_denied {
             true => drop(reply.refused(403, "address_not_allowed")),
             false => drop(reply.ok()),
+        }
+    }
+}
+
+#[test]
+fn of_two_headers_only_the_one_that_the_forwarders_set_is_believed() {
+    const DENIED: &str = "192.0.2.7";
+    const OTHER: &str = "198.51.100.7";
+    for (lines, is_of_rfc_7239) in [
+        ("", false),
+        ("forwarder_header = \"x-forwarded-for\"\n", false),
+        ("forwarder_header = \"forwarded\"\n", true),
+    ] {
+        let (_upstream, gateway) =
+            gateway(&format!("[network]\nforwarders = [\"127.0.0.1\"]\n{lines}{}", self::DENIED));
+        for (old, new) in [(DENIED, OTHER), (OTHER, DENIED)] {
+            let element = format!("for=\"[2001:db8::1]:1\", for=\"{new}:4711\";proto=https");
+            let headers = [("X-Forwarded-For", Some(old)), ("Forwarded", Some(element.as_str()))];
+            let reply = ask_with(&gateway, b"", &headers).unwrap();
+            match if is_of_rfc_7239 { new } else { old } {
+                DENIED => drop(reply.refused(403, "address_not_allowed")),
+                _ => drop(reply.ok()),
+            }
+        }
+        if is_of_rfc_7239 {
+            for (said, is_denied) in [
+                ("for=\"\", for=192.0.2.7", true),
+                ("for=192.0.2.7, for=unknown", false),
+                ("for=192.0.2.7, for=_secret;by=10.0.0.1", false),
+                ("for=198.51.100.1, for=192.0.2.7, for=127.0.0.1", true),
+            ] {
+                let reply = ask_with(&gateway, b"", &[("Forwarded", Some(said))]).unwrap();
+                match is_denied {
+                    true => drop(reply.refused(403, "address_not_allowed")),
+                    false => drop(reply.ok()),
+                }
+            }
+            // The client may leave a string open in a line of its own, or send the other header alone.
+            let headers = [("Forwarded", Some("for=\"")), ("Forwarded", Some("for=192.0.2.7"))];
+            ask_with(&gateway, b"", &headers).unwrap().refused(403, "address_not_allowed");
+            ask(&gateway, b"", Some(DENIED)).unwrap().ok();
         }
     }
 }

@@ -4,6 +4,7 @@ use super::{address, directory, label, new_name, secret};
 use crate::authenticate::Network;
 use crate::config::{Certificate, Countries, Networks, PlainHttp, Server, Tls, Unix};
 use crate::document::{Table, Value};
+use crate::relay::forwarded::ForwarderHeader;
 use std::collections::HashSet;
 use std::path::PathBuf;
 
@@ -67,6 +68,9 @@ pub(super) fn networks(table: &mut Table<'_>) -> Networks {
     let mut list = |key| table.list(key, network).unwrap_or_default();
     let (proxy_protocol, forwarders) = (list("proxy_protocol"), list("forwarders"));
     let (allow, deny) = (list("allow"), list("deny"));
+    let headers = [ForwarderHeader::XForwardedFor, ForwarderHeader::Forwarded].map(|it| (it.name(), it));
+    let forwarder_header = table.optional("forwarder_header", |value| super::one_of(value, &headers));
+    let forwarder_header = forwarder_header.unwrap_or_default();
     let file = table.optional("countries_file", |value| Ok(PathBuf::from(value.text()?)));
     let file = file.filter(|file| !file.as_os_str().is_empty());
     let countries_allow = table.list("countries_allow", country).unwrap_or_default();
@@ -81,7 +85,7 @@ pub(super) fn networks(table: &mut Table<'_>) -> Networks {
     }
     let countries =
         file.map(|file| Countries { file, allow: countries_allow, deny: countries_deny, is_unknown_allowed });
-    Networks { proxy_protocol, forwarders, allow, deny, countries }
+    Networks { proxy_protocol, forwarders, forwarder_header, allow, deny, countries }
 }
 
 fn network(value: Value<'_>) -> Result<Network, String> {

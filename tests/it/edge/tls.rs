@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
@@ -58,6 +58,11 @@ struct Https {
 }
 
 fn https(certificates: &[&str]) -> Https {
+    https_with(certificates, "")
+}
+
+/// With these lines in `[server]`.
+fn https_with(certificates: &[&str], server: &str) -> Https {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start();
     let port = Port::take();
@@ -71,8 +76,12 @@ fn https(certificates: &[&str]) -> Https {
             at("key")
         );
     }
-    let gateway =
-        Gateway::builder().provider("main", &upstream).standard_models("main").lines(&lines).start();
+    let gateway = Gateway::builder()
+        .provider("main", &upstream)
+        .standard_models("main")
+        .server(server)
+        .lines(&lines)
+        .start();
     Https { gateway, _upstream: upstream, address: port.address(), _port: port, directory }
 }
 
@@ -182,5 +191,20 @@ fn plain_http_on_a_tls_listener_ends_and_harms_nobody() {
     let mut plain = Connection::open(https.address);
     plain.send(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert!(plain.head().is_err());
+    assert!(https.chat("one.example", &https.trusted("one")).unwrap().starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_client_that_does_not_begin_is_closed_when_its_time_is_over() {
+    let https = https_with(&["one"], "begin_timeout_ms = 400");
+    let mut silent = Connection::open(https.address);
+    let mut half = Connection::open(https.address);
+    half.send(b"\x16\x03\x01").unwrap();
+    let begun = Instant::now();
+    assert!(silent.is_closed() && half.is_closed());
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "the default is not what holds: {took:?}");
+    let metrics = https.gateway.metrics();
+    assert!(metrics.contains("\nweir_connections_not_begun_total 2\n"), "{metrics}");
     assert!(https.chat("one.example", &https.trusted("one")).unwrap().starts_with("HTTP/1.1 200"));
 }
