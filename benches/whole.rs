@@ -26,6 +26,8 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+// Its allocator, for all the parts.
+use weir as _;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

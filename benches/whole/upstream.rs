@@ -58,7 +58,7 @@ fn stream(with_usage: bool) -> Body {
             tokio::time::sleep(APART).await;
         }
         let text = match sent {
-            0..99 => chunk(r#"{"content":" word"}"#, "null"),
+            0..99 => chunk(&format!(r#"{{"content":"{}"}}"#, WORDS[sent % WORDS.len()]), "null"),
             99 => chunk("{}", "\"stop\"") + if with_usage { USAGE } else { "" } + "data: [DONE]\n\n",
             _ => return None,
         };
@@ -74,6 +74,8 @@ fn chunk(delta: &str, finish: &str) -> String {
          \"choices\":[{{\"index\":0,\"delta\":{delta},\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
     )
 }
+
+const WORDS: [&str; 8] = [" The", " weir", " measures", " what", " passes", ";", " always", ".\\n"];
 
 const USAGE: &str = concat!(
     "data: {\"id\":\"chatcmpl-AbCdEfGhIjKlMnOpQrStUvWx\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,",

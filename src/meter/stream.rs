@@ -2,7 +2,7 @@
 
 use super::output::Output;
 use super::{Ending, Fed};
-use crate::openai::{Answer, Endpoint, Envelope, UpstreamFault, error_body, error_object};
+use crate::openai::{Answer, Endpoint, Envelope, Form, UpstreamFault, error_body, error_object};
 use crate::refusal::{Kind, Refused};
 use crate::sse::{Event, Parser, TooLong};
 use crate::usage::Usage;
@@ -35,6 +35,10 @@ struct Reading {
     service_tier: Option<String>,
     /// Of the first chunk.
     envelope: Option<Box<Envelope>>,
+    /// Of the last chunk that had one.
+    form: Option<Box<Form>>,
+    /// Chunks since then that were not of this form.
+    formless: u32,
     passed: bool,
 }
 
@@ -46,8 +50,16 @@ impl StreamMeter {
     pub fn new(settings: StreamSettings) -> Self {
         let parser = Parser::new(settings.max_event_bytes);
         let output = Output::default();
-        let reading =
-            Reading { settings, output, usage: None, service_tier: None, envelope: None, passed: false };
+        let reading = Reading {
+            settings,
+            output,
+            usage: None,
+            service_tier: None,
+            envelope: None,
+            form: None,
+            formless: 0,
+            passed: false,
+        };
         StreamMeter { parser, reading }
     }
 
@@ -141,15 +153,24 @@ impl Reading {
         if data == DONE {
             return Some(Ending::Done);
         }
-        let answer = std::str::from_utf8(data).ok().and_then(|text| Answer::parse(text).ok());
+        let text = std::str::from_utf8(data).ok();
+        if let Some(text) = text
+            && event.name.is_empty()
+            && self.read_by_form(text)
+        {
+            write_event(event.data, out);
+            return None;
+        }
+        let answer = text.and_then(|text| Answer::parse(text).ok());
         let Some(answer) = answer.filter(|answer| !answer.is_error() && event.name != b"error") else {
             return Some(Ending::ErrorEvent(UpstreamFault::parse(data)));
         };
+        let text = text.unwrap_or_default();
         if self.envelope.is_none() && answer.has_choices() {
-            let text = std::str::from_utf8(data).unwrap_or_default();
             self.envelope = Some(Box::new(Envelope::of(text)));
         }
         self.note(&answer);
+        self.learn_form(text, &answer);
         let is_usage_alone = answer.has_usage() && !answer.has_choices();
         if self.settings.usage_asked || !is_usage_alone {
             write_event(event.data, out);
@@ -169,8 +190,27 @@ impl Reading {
         }
     }
 
+    /// Reads a chunk that differs from an earlier one in its text alone. Whether it does.
+    fn read_by_form(&mut self, chunk: &str) -> bool {
+        let Reading { output, form: Some(form), formless, passed, .. } = self else { return false };
+        let is_read = form.read(chunk, |said| output.say(said));
+        if is_read {
+            *formless = 0;
+            *passed = true;
+        }
+        is_read
+    }
+
+    /// Learns the form of a chunk; ever more seldom where it is of no use.
+    fn learn_form(&mut self, chunk: &str, answer: &Answer<'_>) {
+        self.formless = self.formless.saturating_add(1);
+        if self.formless.is_power_of_two() {
+            self.form = Form::of(chunk, answer).map(Box::new).or_else(|| self.form.take());
+        }
+    }
+
     fn note(&mut self, answer: &Answer<'_>) {
-        let Reading { settings, output, usage, service_tier, envelope: _, passed } = self;
+        let Reading { settings, output, usage, service_tier, passed, .. } = self;
         *usage = answer.usage(settings.endpoint).or(*usage);
         if let Some(tier) = answer.service_tier()
             && service_tier.as_deref() != Some(&*tier)

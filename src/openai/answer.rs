@@ -18,6 +18,7 @@ pub struct Answer<'a> {
     /// Of a vendor's own extension, whose keys begin with `x_`.
     extension_usage: Option<&'a str>,
     service_tier: Option<&'a str>,
+    padding: Option<&'a str>,
     is_error: bool,
 }
 
@@ -84,6 +85,7 @@ impl<'a> Answer<'a> {
             "choices" => self.choices = Some(value),
             "usage" => self.usage = Some(value),
             "service_tier" => self.service_tier = Some(value),
+            "obfuscation" => self.padding = Some(value),
             "error" => self.is_error |= !matches!(value, "false" | "\"\"" | "{}"),
             "object" | "type" => self.is_error |= value == "\"error\"",
             name if name.starts_with("x_") => {
@@ -120,6 +122,11 @@ impl<'a> Answer<'a> {
     /// The service tier that it names.
     pub fn service_tier(&self) -> Option<Cow<'a, str>> {
         self.service_tier.and_then(string)
+    }
+
+    /// The string that only makes it longer, as it was written, with its quotes.
+    pub(super) fn padding(&self) -> Option<&'a str> {
+        self.padding.filter(|padding| padding.starts_with('"'))
     }
 
     /// Every choice in it.

@@ -99,6 +99,15 @@ pub(super) fn fields<'a, const N: usize>(
     if is_twice { Err(Fault::Syntax) } else { Ok(values.map(|value| value.filter(|value| *value != "null"))) }
 }
 
+/// The string that a text begins with, with its quotes, and what is behind it.
+pub(super) fn leading_string(text: &str) -> Option<(&str, &str)> {
+    if !text.starts_with('"') {
+        return None;
+    }
+    let (inside, _) = Cursor::new(text, 0).string().ok()?;
+    text.split_at_checked(inside.end + 1)
+}
+
 fn unescape(key: &str) -> Result<String, Fault> {
     serde_json::from_str(&format!("\"{key}\"")).map_err(|_| Fault::Syntax)
 }

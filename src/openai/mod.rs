@@ -10,6 +10,7 @@ mod ask;
 mod edit;
 mod envelope;
 mod fault;
+mod form;
 mod json;
 mod keys;
 mod limit;
@@ -23,6 +24,7 @@ pub use ask::Ask;
 pub use edit::{Edit, splice};
 pub use envelope::Envelope;
 pub use fault::{UpstreamFault, error_body, error_object};
+pub use form::Form;
 pub use prompt::prompt_tokens;
 
 use serde::Serialize;

@@ -104,7 +104,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Where the inside of the string is that begins here, and whether it has no escapes.
-    fn string(&mut self) -> Result<(Range<usize>, bool), Fault> {
+    pub(super) fn string(&mut self) -> Result<(Range<usize>, bool), Fault> {
         let start = self.at + 1;
         let mut is_plain = true;
         self.at = start;
