@@ -7,7 +7,6 @@ mod accept;
 mod admin;
 mod commands;
 mod demonstration;
-mod files;
 mod gauges;
 mod greeting;
 mod handover;
@@ -28,7 +27,7 @@ pub use upgrade::{Launch, TAKE_OVER};
 
 use crate::admit::{Admitter, Guard};
 use crate::authenticate::Authenticator;
-use crate::clock::{Clock, UnixMicros};
+use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::control::admin::Readiness;
 use crate::control::log;
@@ -43,7 +42,6 @@ use crate::telemetry::{BadEndpoint, Traces};
 use accept::Connections;
 use arc_swap::ArcSwap;
 use demonstration::Demonstration;
-use files::Files;
 use gauges::{Gauges, Sources};
 use handover::{Channel, Word};
 use listen::Listening;
@@ -58,7 +56,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use stop::Signals;
-use tls::Certificates;
+use tls::{Certificates, Set};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use upgrade::Requests;
@@ -83,9 +81,6 @@ pub enum ServeError {
     /// A secret that the configuration names.
     #[error("{0}")]
     Secret(String),
-    /// A file that the configuration names: a certificate, or the countries.
-    #[error("{0}")]
-    Files(String),
     /// The system refused a thread, a runtime or a signal handler.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -99,16 +94,6 @@ const DROP_MAX: Duration = Duration::from_secs(2);
 const GO_MAX: Duration = Duration::from_secs(10);
 /// How long work of the books that nobody waits for any more may take to be dropped.
 const BOOKS_STOP_MAX: Duration = Duration::from_secs(1);
-
-/// Reads the files that a configuration names, as a start would, and tells which certificates end soon.
-///
-/// # Errors
-///
-/// The first that cannot be used.
-pub fn check(config: &Config, now: UnixMicros) -> Result<Vec<String>, ServeError> {
-    let files = Files::read(config).map_err(ServeError::Files)?;
-    Ok(files.certificates.warnings(now))
-}
 
 /// Runs until SIGTERM, SIGINT, or a failure to start.
 ///
@@ -139,11 +124,7 @@ fn serve(
         (Signals::install()?, HangUps::install()?, Requests::new()?)
     };
     let config = &loaded.config.clone();
-    let Files { certificates, origins } = Files::read(config).map_err(ServeError::Files)?;
-    for warning in certificates.warnings(Clock::system().wall()) {
-        tracing::warn!("{warning}");
-    }
-    let certificates = Arc::new(Certificates::new(certificates));
+    let certificates = Arc::new(Certificates::new(Set::new(loaded.certificates())));
     let (before, mut sockets) = take_over(launch, config)?;
     let listening = Listening::claim(config, &mut sockets)?;
     let admin_listener = admin::take(books, sockets.tcp(config.admin.listen)?)?;
@@ -168,7 +149,7 @@ fn serve(
     let ledger = parts.ledger.clone();
     readiness.ask(move || ledger.obstacle());
     books.spawn(tasks::watch_open_items(parts.store.clone(), metrics.clone()));
-    let rules = Arc::new(parts.grounds().rules(&loaded, origins, None));
+    let rules = Arc::new(parts.grounds().rules(&loaded, None));
     reload::warn(&loaded, &parts.book.load(), &parts.clock);
     let in_force = InForce { loaded, rules: Arc::clone(&rules) };
     let rules = Arc::new(ArcSwap::new(rules));

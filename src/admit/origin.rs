@@ -6,8 +6,10 @@
 use crate::authenticate::Network;
 use crate::refusal::{Kind, Refused};
 use maxminddb::{PathElement, Reader};
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What may come, and from where.
 #[derive(Default)]
@@ -23,7 +25,7 @@ pub struct OriginSettings {
 /// Countries by address.
 pub struct Countries {
     /// Which address is where.
-    pub map: CountryMap,
+    pub map: Arc<CountryMap>,
     /// Countries from which requests may come, in capitals (ISO 3166-1 alpha-2); empty allows all.
     pub allow: Vec<String>,
     /// Countries from which they may not.
@@ -44,11 +46,11 @@ pub struct CountryMapError {
 }
 
 impl CountryMap {
-    /// Reads a file whole.
+    /// Reads a file whole, and looks at every part of it: what is damaged is found here and not at a request.
     ///
     /// # Errors
     ///
-    /// It cannot be read, or is none.
+    /// It cannot be read, is none, or is damaged.
     pub fn read(path: &Path) -> Result<Self, CountryMapError> {
         let failed = |cause: String| CountryMapError { path: path.to_owned(), cause };
         let reader = Reader::open_readfile(path).map_err(|error| failed(error.to_string()))?;
@@ -56,6 +58,7 @@ impl CountryMap {
         if !["Country", "City", "Enterprise"].iter().any(|known| kind.contains(known)) {
             return Err(failed(format!("a file of the kind {kind} does not have countries")));
         }
+        reader.verify().map_err(|error| failed(format!("it is damaged: {error}")))?;
         Ok(CountryMap(reader))
     }
 
@@ -65,6 +68,12 @@ impl CountryMap {
         ["country", "registered_country"].into_iter().find_map(|key| {
             found.decode_path(&[PathElement::Key(key), PathElement::Key("iso_code")]).ok().flatten()
         })
+    }
+}
+
+impl fmt::Debug for CountryMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CountryMap").field(&self.0.metadata()).finish()
     }
 }
 

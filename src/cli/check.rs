@@ -4,16 +4,15 @@ use super::Books;
 use super::failure::Failure;
 use super::output::Report;
 use crate::clock::UnixMicros;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::price::{Book, SEED, SEED_NAME, file};
-use crate::server;
 use crate::store::{NewPrice, PriceRow, Store};
 use serde::Serialize;
 
 /// Check the configuration, and warn of what would not work
 ///
 /// A server that starts, or is told by SIGHUP to read its configuration again, checks it in the same way. What is wrong is told all at
-/// once, with line and caret, and exit status 3; a secret that cannot be read is wrong, too, so run it as the user of the server and in
+/// once, with line and caret, and exit status 3; a secret, a certificate or a file of countries that cannot be used is wrong, too, so run it as the user of the server and in
 /// its environment. Warnings, on standard error, do not change the exit status: models without a price, which are not served, are one.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
@@ -29,13 +28,11 @@ struct Checked<'a> {
 
 impl Check {
     /// The configuration is loaded, and with it the secrets that it names: what is left are the warnings.
-    pub(super) async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
+    pub(super) async fn run(self, loaded: &Loaded, books: &Books<'_>) -> Result<Report, Failure> {
         let Check {} = self;
         let config = books.config;
         let now = books.clock.wall();
-        let certificates = server::check(config, now)?;
-        let mut warnings = config.warnings();
-        warnings.extend(certificates);
+        let mut warnings = loaded.warnings(now);
         warnings.extend(unpriced(config, &books.store, now).await?);
         let people = format!(
             "The configuration is good, with {}: {}, {}, {}.",

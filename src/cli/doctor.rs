@@ -2,6 +2,7 @@
 
 mod books;
 mod finding;
+mod listeners;
 mod machine;
 mod providers;
 
@@ -9,14 +10,13 @@ use super::failure::Failure;
 use super::output::Report;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Loaded};
-use crate::server;
 use finding::{Finding, State};
 use serde::Serialize;
 use std::path::Path;
 
 /// Look for what would keep a server from its work
 ///
-/// Configuration, files, clock, database, disk, providers, prices, limits and addresses; each line that is not ok says what to do. Providers
+/// Configuration, files, clock, database, disk, providers, prices, limits, addresses, sockets and certificates; each line that is not ok says what to do. Providers
 /// are connected to, and asked for nothing. It changes nothing but for a commit without content and a file that it removes again. Exit
 /// status 1 where something fails; warnings do not count. Run it as the user that serves.
 #[derive(Debug, clap::Args)]
@@ -37,9 +37,9 @@ impl Doctor {
     pub(super) fn run(self, path: Option<&Path>) -> Result<Report, Failure> {
         let Doctor {} = self;
         let findings = match (Loaded::read(path), Config::load(path)) {
-            (Ok(loaded), _) => super::block_on(examine(&loaded.config, good(path), path))?,
-            // Only the secrets that it names are missing: the rest can be looked at.
-            (Err(error), Ok(config)) => super::block_on(examine(&config, unusable(&error), path))?,
+            (Ok(loaded), _) => super::block_on(examine(&loaded.config, Ok(&loaded), path))?,
+            // Only what it names is missing: the rest can be looked at.
+            (Err(error), Ok(config)) => super::block_on(examine(&config, Err(&error), path))?,
             (Err(error), Err(_)) => vec![unusable(&error)],
         };
         let count = |state| findings.iter().filter(|finding| finding.state == state).count();
@@ -56,18 +56,14 @@ fn unusable(error: &ConfigError) -> Finding {
     Finding::fails("configuration", error.to_string(), "correct it: without that no server starts")
 }
 
-async fn examine(config: &Config, configuration: Finding, path: Option<&Path>) -> Vec<Finding> {
+async fn examine(
+    config: &Config,
+    loaded: Result<&Loaded, &ConfigError>,
+    path: Option<&Path>,
+) -> Vec<Finding> {
     let clock = &Clock::system();
-    let mut findings = vec![configuration];
-    let certificates = server::check(config, clock.wall()).unwrap_or_else(|error| {
-        findings.push(Finding::fails(
-            "configuration",
-            error.to_string(),
-            "correct it: without that no server starts",
-        ));
-        Vec::new()
-    });
-    findings.extend(config.warnings().into_iter().chain(certificates).map(|warning| Finding {
+    let mut findings = vec![loaded.map_or_else(unusable, |_| good(path))];
+    findings.extend(config.warnings().into_iter().map(|warning| Finding {
         state: State::Warns,
         what: "configuration",
         says: warning,
@@ -77,7 +73,8 @@ async fn examine(config: &Config, configuration: Finding, path: Option<&Path>) -
     findings.extend(books::look(config, clock).await);
     findings.extend(machine::journal_disk(config, clock));
     findings.extend(machine::limits(config));
-    findings.extend(machine::addresses(config).await);
+    findings.extend(listeners::look(config).await);
+    findings.extend(loaded.map(|loaded| listeners::certificates(loaded, clock.wall())).unwrap_or_default());
     findings.extend(providers::probe(config, clock).await);
     findings
 }

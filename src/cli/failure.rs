@@ -103,7 +103,7 @@ impl From<ServeError> for Failure {
         match error {
             ServeError::Store(error) => error.into(),
             ServeError::Ledger(error) => error.into(),
-            ServeError::Secret(message) | ServeError::Files(message) => Failure::configuration(message),
+            ServeError::Secret(message) => Failure::configuration(message),
             ServeError::Listen { .. } => Failure::new("listen", error.to_string()),
             ServeError::System(_) => Failure::new("system", error.to_string()),
         }

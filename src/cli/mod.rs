@@ -75,6 +75,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Check(check::Check),
     Upgrade(upgrade::Upgrade),
     Restore(backup::Restore),
     Doctor(doctor::Doctor),
@@ -89,7 +90,6 @@ enum Command {
 /// The commands that read or write the books, and end.
 #[derive(Debug, Subcommand)]
 enum OnBooks {
-    Check(check::Check),
     Migrate(migrate::Migrate),
     #[command(subcommand)]
     Account(account::Account),
@@ -134,20 +134,25 @@ fn execute(cli: Cli, arguments: &[OsString]) -> Result<Report, Failure> {
         Command::Top(top) => top.run(&Config::load(cli.config.as_deref())?, cli.json),
         Command::Man(man) => man.run(Cli::command()),
         Command::Completions(completions) => completions.run(Cli::command()),
-        Command::OnBooks(OnBooks::Check(check)) => {
+        Command::Check(check) => {
             let loaded = Loaded::read(cli.config.as_deref())?;
-            on_books(&loaded.config, OnBooks::Check(check))
+            on_books(&loaded.config, async |books| check.run(&loaded, books).await)
         }
-        Command::OnBooks(command) => on_books(&Config::load(cli.config.as_deref())?, command),
+        Command::OnBooks(command) => {
+            on_books(&Config::load(cli.config.as_deref())?, async |books| command.run(books).await)
+        }
     }
 }
 
 /// Opens the books, works on them, and closes them, on this thread.
-fn on_books(config: &Config, command: OnBooks) -> Result<Report, Failure> {
+fn on_books(
+    config: &Config,
+    work: impl AsyncFnOnce(&Books<'_>) -> Result<Report, Failure>,
+) -> Result<Report, Failure> {
     block_on(async {
         let store = Store::open(&config.store.url, Opened::ByCommand).await?;
         let books = Books { config, store, clock: Clock::system() };
-        let result = command.run(&books).await;
+        let result = work(&books).await;
         books.store.close().await;
         result
     })?
@@ -165,7 +170,6 @@ fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
 impl OnBooks {
     async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
         match self {
-            OnBooks::Check(check) => check.run(books).await,
             OnBooks::Migrate(migrate) => migrate.run(books),
             OnBooks::Account(account) => account.run(books).await,
             OnBooks::Key(key) => key.run(books).await,

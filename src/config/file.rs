@@ -3,7 +3,7 @@
 mod edge;
 mod routes;
 
-use super::loaded::Secrets;
+use super::loaded::Outside;
 use super::telemetry;
 use super::{
     Admin, Auth, Config, DEFAULT_TIER, Durability, Journal, Log, LogLevel, SecretRef, Server, Store, Tier,
@@ -33,16 +33,16 @@ const THREADS: RangeInclusive<u64> = 0..=1024;
 const LIMITS: RangeInclusive<u64> = 1..=1_000_000_000_000;
 
 /// Reads a configuration. `file_name` is what messages call it.
-pub(super) fn parse(text: &str, file_name: &str, secrets: &mut Secrets) -> Result<Config, Report> {
-    document::read(file_name, text, |table| root(table, secrets))
+pub(super) fn parse(text: &str, file_name: &str, outside: &mut Outside) -> Result<Config, Report> {
+    document::read(file_name, text, |table| root(table, outside))
 }
 
-fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
+fn root(root: &mut Table<'_>, outside: &mut Outside) -> Config {
     let server = root.table("server", server);
     let tls = root.table("tls", |table| edge::tls(table, &server));
     let unix = root.table("unix", edge::unix);
-    let certificates = edge::certificates(root, &tls);
-    let networks = root.table("network", edge::networks);
+    let certificates = edge::certificates(root, &tls, outside);
+    let networks = root.table("network", |table| edge::networks(table, outside));
     let admin = root.table("admin", |table| {
         let listen = table.optional("listen", address).unwrap_or(Admin::default().listen);
         for (name, taken) in [("server", &server.listen), ("tls", &tls.listen)] {
@@ -55,13 +55,13 @@ fn root(root: &mut Table<'_>, secrets: &mut Secrets) -> Config {
     let store = root.table("store", |table| Store {
         url: table.optional("url", database).unwrap_or(Store::default().url),
     });
-    let auth = root.table("auth", |table| auth(table, secrets));
+    let auth = root.table("auth", |table| auth(table, outside));
     let journal = root.table("journal", journal);
     let log = root.table("log", log);
     let telemetry = root.table("telemetry", telemetry::telemetry);
     let mut names = HashSet::new();
     let routing = root.table("routing", routes::routing);
-    let providers = root.tables("provider", |table| routes::provider(table, &mut names, secrets));
+    let providers = root.tables("provider", |table| routes::provider(table, &mut names, outside));
     let models = routes::models(root, &names);
     let mut tier_names = HashSet::new();
     let mut tiers = root.tables("tier", |table| tier(table, &mut tier_names));
@@ -159,10 +159,10 @@ fn server(table: &mut Table<'_>) -> Server {
     server
 }
 
-fn auth(table: &mut Table<'_>, secrets: &Secrets) -> Auth {
+fn auth(table: &mut Table<'_>, outside: &Outside) -> Auth {
     let default = Auth::default();
     let pepper = table.confidential("pepper", secret).unwrap_or(default.pepper);
-    if let Err(error) = secrets.check_pepper(&pepper) {
+    if let Err(error) = outside.check_pepper(&pepper) {
         table.problem_at("pepper", format!("`pepper`: {error}"));
     }
     Auth {
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str, file_name: &str) -> Result<Config, Report> {
-        super::parse(text, file_name, &mut Secrets::Named)
+        super::parse(text, file_name, &mut Outside::Named)
     }
     use std::collections::BTreeSet;
 
@@ -357,7 +357,7 @@ mod tests {
                 named.insert(format!("model.routes.{key}"));
             }
         }
-        assert_eq!(named, document::keys(REFERENCE, |table| root(table, &mut Secrets::Named)));
+        assert_eq!(named, document::keys(REFERENCE, |table| root(table, &mut Outside::Named)));
     }
 
     #[test]

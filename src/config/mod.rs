@@ -339,7 +339,7 @@ impl Config {
     ///
     /// All that is wrong with it.
     pub fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
-        Ok(file::parse(text, file, &mut loaded::Secrets::Named)?)
+        Ok(file::parse(text, file, &mut loaded::Outside::Named)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is legal and still not as an operator would want it; `weir check` tells it.
 
 use super::Config;
+use crate::clock::UnixMicros;
 use std::net::IpAddr;
 
 impl Config {
@@ -59,6 +60,20 @@ impl Config {
     }
 }
 
+/// So long before its end a certificate is warned of, in seconds.
+const ENDS_SOON_S: i64 = 14 * 86_400;
+
+/// Whether clients refuse a certificate by now, or will soon.
+pub(super) fn of_certificate(name: &str, ends_at_s: i64, now: UnixMicros) -> Option<String> {
+    match ends_at_s.saturating_sub(now.0 / 1_000_000) {
+        left if left <= 0 => Some(format!("certificate {name}: it has expired, and clients refuse it")),
+        left if left <= ENDS_SOON_S => {
+            Some(format!("certificate {name}: it expires in {} days", left / 86_400))
+        }
+        _ => None,
+    }
+}
+
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -66,17 +81,25 @@ fn is_loopback(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use crate::config::file;
-    use crate::config::loaded::Secrets;
+    use crate::config::loaded::Outside;
+
+    #[test]
+    fn a_certificate_is_warned_of_two_weeks_before_its_end() {
+        let left = |days: i64| super::of_certificate("api", days * 86_400, crate::clock::UnixMicros(0));
+        assert_eq!(left(15), None);
+        assert_eq!(left(14).unwrap(), "certificate api: it expires in 14 days");
+        assert_eq!(left(0).unwrap(), "certificate api: it has expired, and clients refuse it");
+    }
 
     #[test]
     fn what_is_worth_a_look_is_told() {
         let text = "[server]\nplain_http = \"anywhere\"\nlisten = [\"0.0.0.0:8080\"]\n[admin]\nlisten = \"[::]:9090\"\n[[provider]]\nname = \"p\"\ndialect = \"openai\"\nbase_url = \"http://198.51.100.1/v1\"\n\
                     api_key = \"env:WEIR_NO_SUCH_VARIABLE\"\n";
-        let config = file::parse(text, "weir.toml", &mut Secrets::Named).unwrap();
+        let config = file::parse(text, "weir.toml", &mut Outside::Named).unwrap();
         let warnings = config.warnings().join("\n");
         for telling in ["0.0.0.0:8080", "[::]:9090", "198.51.100.1", "no model"] {
             assert!(warnings.contains(telling), "{telling}: {warnings}");
         }
-        assert!(file::parse("", "weir.toml", &mut Secrets::Named).unwrap().warnings().is_empty());
+        assert!(file::parse("", "weir.toml", &mut Outside::Named).unwrap().warnings().is_empty());
     }
 }

@@ -7,6 +7,7 @@
 mod adapter;
 mod attempt;
 mod body;
+mod certificate;
 mod connection;
 mod control;
 mod curfew;
@@ -25,6 +26,7 @@ pub use adapter::{
 };
 pub use attempt::{Failure, Next, TOTAL_TIMEOUT, come_back, is_timeout};
 pub use body::{Body, Budget, Linger, Settings as BodySettings, Unread, linger, read_body};
+pub use certificate::{CertificateChain, CertificateError, ServerCertificate};
 pub use connection::{Connection, ConnectionLimits, Secured, Socket, await_head, head_read};
 pub use control::{Consent, Control, Pause, Settings as Silence};
 pub use curfew::Curfew;

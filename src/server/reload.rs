@@ -6,11 +6,10 @@
 //! to know: what the keys mean.
 
 use super::accept::Connections;
-use super::files::Files;
 use super::notify::Notifier;
 use super::rules::{Grounds, InForce};
 use super::settings;
-use super::tls::Certificates;
+use super::tls::{Certificates, Set};
 use crate::admit::Admitter;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, SecretRef};
@@ -96,7 +95,7 @@ impl Stopping {
 
 /// What is not as an operator would want it, in the log.
 pub(super) fn warn(loaded: &Loaded, book: &Book, clock: &Clock) {
-    for warning in loaded.config.warnings() {
+    for warning in loaded.warnings(clock.wall()) {
         tracing::warn!("{warning}");
     }
     for warning in loaded.config.unpriced(|model| book.model(model, clock.wall()).is_some()) {
@@ -128,18 +127,15 @@ impl Reload {
             return SERVING;
         };
         let shown = path.display().to_string();
-        let reading = tokio::task::spawn_blocking(move || {
-            let loaded = Loaded::read(Some(&path)).map_err(|error| error.to_string())?;
-            let files = Files::read(&loaded.config)?;
-            Ok::<_, String>((loaded, files))
-        });
+        let reading =
+            tokio::task::spawn_blocking(move || Loaded::read(Some(&path)).map_err(|error| error.to_string()));
         let read = match tokio::time::timeout(READ_MAX, reading).await {
             Ok(Ok(read)) => read,
             Ok(Err(panicked)) => Err(panicked.to_string()),
             Err(_) => Err(format!("{shown} could not be read within {} s", READ_MAX.as_secs())),
         };
         let status = match read {
-            Ok((loaded, files)) => self.take(loaded, files, &shown),
+            Ok(loaded) => self.take(loaded, &shown),
             Err(problems) => {
                 self.parts.metrics.set(Level::ConfigReloadSuccessful, 0.0);
                 self.parts.metrics.add(Level::ConfigReloadFailures);
@@ -156,20 +152,20 @@ impl Reload {
     }
 
     /// Puts it into force.
-    fn take(&mut self, mut loaded: Loaded, files: Files, file: &str) -> &'static str {
+    fn take(&mut self, mut loaded: Loaded, file: &str) -> &'static str {
         let mut waiting = self.started.keep_started(&mut loaded.config);
         let parts = &self.parts;
-        let rules = Arc::new(parts.grounds.rules(&loaded, files.origins, Some(&self.in_force)));
+        let rules = Arc::new(parts.grounds.rules(&loaded, Some(&self.in_force)));
         let config = &loaded.config;
         parts.budget.set_max_bytes(config.server.max_buffered_bytes);
         parts.admitter.set_requests_max(config.server.max_requests);
         parts.connections.replace(settings::accept(config));
         parts.stopping.0.drain_timeout.store(Arc::new(config.server.drain_timeout));
-        if files.certificates.is_empty() && !config.tls.listen.is_empty() {
+        if loaded.certificates().is_empty() && !config.tls.listen.is_empty() {
             // Those who still listen need one.
             waiting.push("[[certificate]]");
         } else {
-            parts.certificates.replace(files.certificates);
+            parts.certificates.replace(Set::new(loaded.certificates()));
         }
         parts.rules.store(Arc::clone(&rules));
         parts.verbosity.set(&settings::log(config));

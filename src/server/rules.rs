@@ -5,7 +5,7 @@
 
 use super::demonstration::Demonstration;
 use super::settings;
-use crate::admit::{GuardSettings, OriginSettings, Terms, Tier};
+use crate::admit::{Countries, GuardSettings, OriginSettings, Terms, Tier};
 use crate::clock::Clock;
 use crate::config::{self, Config, Loaded};
 use crate::ids::ProviderName;
@@ -48,12 +48,12 @@ const OUTPUT_TOKENS_ASSUMED: u64 = 16_384;
 
 impl Grounds {
     /// The rules of this configuration, which know what is known to those `before` them.
-    pub(super) fn rules(&self, loaded: &Loaded, origins: OriginSettings, before: Option<&InForce>) -> Rules {
+    pub(super) fn rules(&self, loaded: &Loaded, before: Option<&InForce>) -> Rules {
         let config = &loaded.config;
         let memory = Memory::of(loaded, before, self.clock.now());
         Rules {
             settings: times_and_sizes(config),
-            origins,
+            origins: origins(loaded),
             guard: guard(config),
             terms: terms(config),
             catalogue: self.catalogue(loaded, &memory),
@@ -198,6 +198,18 @@ fn terms(config: &Config) -> Terms {
         output_tokens_assumed: OUTPUT_TOKENS_ASSUMED,
         service_tiers: config.auth.service_tiers.clone(),
     }
+}
+
+/// Where requests may come from.
+fn origins(loaded: &Loaded) -> OriginSettings {
+    let networks = &loaded.config.networks;
+    let countries = networks.countries.as_ref().zip(loaded.countries()).map(|(countries, map)| Countries {
+        map: Arc::clone(map),
+        allow: countries.allow.clone(),
+        deny: countries.deny.clone(),
+        is_unknown_allowed: countries.is_unknown_allowed,
+    });
+    OriginSettings { allow: networks.allow.clone(), deny: networks.deny.clone(), countries }
 }
 
 fn guard(config: &Config) -> GuardSettings {

@@ -3,21 +3,15 @@
 //! Promises: TLS 1.2 and 1.3 only, HTTP/2 where the client offers it; a client that names no host, or one that nothing here is for, gets
 //! the first certificate; a handshake that has begun ends with the certificate that it began with. Refuses to know: who asks for what.
 
-use crate::clock::UnixMicros;
-use crate::config::{self, Config};
-use crate::secret::ExposeSecret as _;
+use crate::relay::ServerCertificate;
 use arc_swap::ArcSwap;
 use pingora::listeners::tls::Acceptor;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 use std::collections::HashMap;
 use std::sync::Arc;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// The certificates in force.
 #[derive(Debug)]
@@ -43,70 +37,31 @@ pub(super) struct Expiry {
     pub(super) at_s: i64,
 }
 
-/// So long before its end a certificate is warned of, in seconds.
-const EXPIRES_SOON_S: i64 = 14 * 86_400;
 /// What HTTP versions are offered, the best first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// Reads every certificate that the configuration names, with its key.
-///
-/// # Errors
-///
-/// The first that cannot be read, is none, or does not fit its key, in words for operators.
-pub(super) fn read(config: &Config) -> Result<Set, String> {
-    let mut set = Set::default();
-    for certificate in &config.certificates {
-        set.add(certificate).map_err(|fault| format!("certificate {}: {fault}", certificate.name))?;
-    }
-    Ok(set)
-}
-
 impl Set {
-    fn add(&mut self, named: &config::Certificate) -> Result<(), String> {
-        let chain = CertificateDer::pem_file_iter(&named.chain)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| format!("{}: {error}", named.chain.display()))?;
-        let end = chain.first().ok_or_else(|| format!("{}: no certificate in it", named.chain.display()))?;
-        let (_, parsed) =
-            X509Certificate::from_der(end).map_err(|error| format!("{}: {error}", named.chain.display()))?;
-        let names = names(&parsed);
-        let at_s = parsed.validity().not_after.timestamp();
-        let key = named.key.resolve().map_err(|error| format!("key: {error}"))?;
-        let key = PrivateKeyDer::from_pem_slice(key.expose_secret().as_bytes())
-            .map_err(|error| format!("key: {}: {error}", named.key))?;
-        let certified = CertifiedKey::from_der(chain.clone(), key, &ring::default_provider())
-            .map_err(|error| format!("key: {}: {error}", named.key))?;
-        let certified = Arc::new(certified);
-        for name in names {
-            match name.strip_prefix("*.") {
-                Some(parent) => self.wild.entry(parent.to_owned()).or_insert_with(|| Arc::clone(&certified)),
-                None => self.exact.entry(name).or_insert_with(|| Arc::clone(&certified)),
-            };
+    /// These, by the names that the configuration gives them; of two for one host the first counts.
+    pub(super) fn new(certificates: &[(String, Arc<ServerCertificate>)]) -> Self {
+        let mut set = Set::default();
+        for (name, certificate) in certificates {
+            let certified = certificate.certified();
+            for host in certificate.names() {
+                let (hosts, host) = match host.strip_prefix("*.") {
+                    Some(parent) => (&mut set.wild, parent),
+                    None => (&mut set.exact, host.as_str()),
+                };
+                hosts.entry(host.to_owned()).or_insert_with(|| Arc::clone(certified));
+            }
+            set.first.get_or_insert_with(|| Arc::clone(certified));
+            set.expiries.push(Expiry { name: name.clone(), at_s: certificate.ends_at_s() });
         }
-        self.first.get_or_insert(certified);
-        self.expiries.push(Expiry { name: named.name.clone(), at_s });
-        Ok(())
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.first.is_none()
+        set
     }
 
     /// When each ends.
     pub(super) fn expiries(&self) -> &[Expiry] {
         &self.expiries
-    }
-
-    /// The certificates that clients refuse, or will within two weeks.
-    pub(super) fn warnings(&self, now: UnixMicros) -> Vec<String> {
-        let told = |Expiry { name, at_s }: &Expiry| match at_s.saturating_sub(now.0 / 1_000_000) {
-            left if left <= 0 => Some(format!("certificate {name}: it has expired, and clients refuse it")),
-            left if left <= EXPIRES_SOON_S => {
-                Some(format!("certificate {name}: it expires in {} days", left / 86_400))
-            }
-            _ => None,
-        };
-        self.expiries.iter().filter_map(told).collect()
     }
 
     /// The certificate for a host (RFC 9525, section 6.3: a star stands for one label).
@@ -118,16 +73,6 @@ impl Set {
         });
         found.or(self.first.as_ref()).cloned()
     }
-}
-
-/// The DNS names that a certificate is for, in small letters.
-fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let alternative = certificate.subject_alternative_name().ok().flatten();
-    let general = alternative.map(|found| found.value.general_names.clone()).unwrap_or_default();
-    let dns = general.into_iter().filter_map(|name| {
-        if let GeneralName::DNSName(name) = name { Some(name.to_ascii_lowercase()) } else { None }
-    });
-    dns.collect()
 }
 
 impl Certificates {

@@ -47,7 +47,7 @@ const KEPT_IN: &[(&str, &[&str])] = &[
     ("opentelemetry", &["telemetry"]),
     ("sqlx", &["store"]),
     ("maxminddb", &["admit"]),
-    ("rustls", &["server"]),
+    ("rustls", &["server", "relay"]),
     ("serde_json::Value", &["openai", "provider"]),
     ("crate::config", &["cli", "server", "config"]),
 ];

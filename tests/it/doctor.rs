@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -173,4 +174,115 @@ fn a_wrong_configuration_is_shown_and_a_new_machine_is_not_ill() {
     says(&diagnosis, "configuration", "failure", "WEIR_NO_SUCH_VARIABLE");
     says(&diagnosis, "database", "warning", "is not there yet");
     assert!(!directory.path().join("weir-data").exists(), "nothing is made");
+}
+
+/// A program of this name that does this, found before all others.
+fn put_program(cli: &mut Cli, directory: &Path, name: &str, script: &str) {
+    let path = directory.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let all = std::env::var("PATH").unwrap();
+    cli.set("PATH", &format!("{}:{all}", directory.display()));
+}
+
+#[test]
+fn listeners_certificates_and_sockets_are_tried() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let made = rcgen::generate_simple_self_signed(["api.example".to_owned()]).unwrap();
+    fs::write(at("api.pem"), made.cert.pem()).unwrap();
+    fs::write(at("api.key"), made.signing_key.serialize_pem()).unwrap();
+    let mut old = CertificateParams::new(vec!["old.example".to_owned()]).unwrap();
+    old.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    fs::write(at("old.pem"), old.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(at("old.key"), key.serialize_pem()).unwrap();
+    fs::create_dir(at("open")).unwrap();
+    let tls = Port::take();
+    let certificate = |name: &str| {
+        let (chain, key) = (at(&format!("{name}.pem")), at(&format!("{name}.key")));
+        format!(
+            "[[certificate]]\nname = \"{name}\"\nchain = \"{}\"\nkey = \"file:{}\"\n",
+            chain.display(),
+            key.display()
+        )
+    };
+    let upstream = Upstream::start();
+    let mut gateway = Gateway::builder()
+        .provider("main", &upstream)
+        .standard_models("main")
+        .lines(&format!(
+            "[tls]\nlisten = [\"{}\"]\n{}{}",
+            tls.address(),
+            certificate("api"),
+            certificate("old")
+        ))
+        .lines(&format!("[unix]\nlisten = [\"{}\"]\n", at("open/api.sock").display()))
+        .start();
+    let diagnosis = diagnosed(&gateway.cli, 1);
+    says(&diagnosis, "certificate", "ok", "api: for api.example; it fits its key, good for");
+    says(&diagnosis, "certificate", "failure", "old: for old.example; it fits its key, and has expired");
+    says(&diagnosis, "address", "ok", &format!("{} for TLS is taken, and a weir runs", tls.address()));
+    says(&diagnosis, "socket", "ok", "open/api.sock is taken, and a weir runs");
+    gateway.kill();
+    says(&diagnosed(&gateway.cli, 1), "socket", "ok", "was left by a process that is gone");
+    gateway.serve();
+    gateway.stop();
+
+    // Everything that can be in the way of a socket.
+    fs::write(at("file"), "kept").unwrap();
+    let taken = std::os::unix::net::UnixListener::bind(at("taken")).unwrap();
+    fs::write(at("none"), "").unwrap();
+    let sockets: Vec<String> = ["file", "taken", "none/below.sock", "new/api.sock"]
+        .map(|name| format!("\"{}\"", at(name).display()))
+        .to_vec();
+    let path = gateway.directory().join("weir.toml");
+    let good = fs::read_to_string(&path).unwrap();
+    let api = format!("\"{}\"", at("open/api.sock").display());
+    fs::write(&path, good.replace(&api, &sockets.join(", "))).unwrap();
+    let diagnosis = diagnosed(&gateway.cli, 1);
+    says(&diagnosis, "socket", "failure", "file is there, and is no socket");
+    says(&diagnosis, "socket", "failure", "somebody listens at");
+    says(&diagnosis, "socket", "failure", "no socket can be made in");
+    says(&diagnosis, "socket", "warning", "its mode 660 lets others in, and its folder does not");
+    drop(taken);
+    assert_eq!(fs::read_to_string(at("file")).unwrap(), "kept");
+    assert!(!at("new").exists(), "nothing is made");
+    fs::write(&path, good).unwrap();
+}
+
+#[test]
+fn few_threads_and_a_clock_that_nobody_keeps_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("weir.toml");
+    let (port, admin) = (Port::take(), Port::take());
+    let text = format!(
+        "[server]\nlisten = [\"{}\"]\nthreads = 1024\n[admin]\nlisten = \"{}\"\n",
+        port.address(),
+        admin.address()
+    );
+    fs::write(&file, text).unwrap();
+    let cli = Cli::new(directory.path(), Some(&file));
+    let output = std::process::Command::new("prlimit")
+        .args(["--nproc=2000:2000"])
+        .arg(env!("CARGO_BIN_EXE_weir"))
+        .args(["doctor", "--json", "--config"])
+        .arg(&file)
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    let diagnosis: Value = serde_json::from_slice(&output.stdout).unwrap();
+    says(&diagnosis, "limits", "warning", "2000 threads are all that its user may have");
+    let with_clock = |script: &str| {
+        let mut cli = cli.clone();
+        put_program(&mut cli, directory.path(), "timedatectl", script);
+        diagnosed(&cli, 0)
+    };
+    // Where systemd-timesyncd runs it has said so already.
+    if !Path::new("/run/systemd/timesync/synchronized").exists() {
+        says(&with_clock("echo no"), "clock", "warning", "nothing keeps it right");
+        says(&with_clock("echo yes"), "clock", "ok", "kept right by NTP");
+        says(&with_clock("exit 1"), "clock", "ok", "cannot be seen from here");
+        says(&with_clock("exec sleep 60"), "clock", "ok", "cannot be seen from here");
+    }
 }

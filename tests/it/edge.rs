@@ -4,10 +4,11 @@ mod tls;
 mod unix;
 
 use crate::support::gateway::hello;
-use crate::support::{Connection, Gateway, Request, Upstream};
+use crate::support::{Connection, Gateway, Request, Upstream, signal, wait_for};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 fn gateway(lines: &str) -> (Upstream, Gateway) {
     let upstream = Upstream::start();
@@ -192,7 +193,9 @@ fn write_countries(path: &Path) {
     text(&mut file, "database_type");
     text(&mut file, "Test-Country");
     text(&mut file, "description");
-    file.push(0b111_00000);
+    file.push(0b111_00001);
+    text(&mut file, "en");
+    text(&mut file, "Two countries");
     number(&mut file, "ip_version", 4);
     text(&mut file, "languages");
     file.extend([0b000_00000, 4]);
@@ -222,4 +225,39 @@ fn countries_are_those_of_the_real_address() {
         let reply = ask(&gateway_, b"", Some(elsewhere)).unwrap();
         reply.refused(403, "unsupported_country_region_territory");
     }
+}
+
+#[test]
+fn a_damaged_file_of_countries_is_refused_by_check_start_and_reload_and_met_by_no_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("countries.mmdb");
+    write_countries(&file);
+    let lines = format!(
+        "[network]\nforwarders = [\"127.0.0.1\"]\ncountries_file = \"{}\"\ncountries_deny = [\"FR\"]\n",
+        file.display()
+    );
+    let (_upstream, mut gateway) = gateway(&lines);
+    // The record of France is cut short: what is before it can be looked up, and whoever comes from there would meet it.
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.windows(2).rposition(|text| text == b"FR").unwrap();
+    bytes[last - 1] = 0b010_11100;
+    fs::write(&file, &bytes).unwrap();
+    let told = gateway.cli.fails(3, &["check"])["message"].as_str().unwrap().to_owned();
+    assert!(told.starts_with("`countries_file`: ") && told.contains("it is damaged: "), "{told}");
+    assert!(
+        told.contains("weir.toml:") && told.contains("countries_file = ") && told.contains("^^^"),
+        "{told}"
+    );
+    signal("HUP", gateway.process_id());
+    wait_for("the reload to be refused", Duration::from_secs(10), || {
+        gateway.log().contains("the one before stays in force").then_some(())
+    });
+    assert!(gateway.log().contains("it is damaged"), "the log tells the same");
+    ask(&gateway, b"", Some("192.0.2.1")).unwrap().ok();
+    ask(&gateway, b"", Some("198.51.100.1")).unwrap().refused(403, "unsupported_country_region_territory");
+    assert!(gateway.stop().unwrap().success());
+    assert_eq!(gateway.cli.fails(3, &["serve"])["message"], told);
+    write_countries(&file);
+    gateway.serve();
+    ask(&gateway, b"", Some("198.51.100.1")).unwrap().refused(403, "unsupported_country_region_territory");
 }

@@ -20,9 +20,13 @@ fn told(text: &[u8]) -> String {
     fs::write(at("lines"), "one\ntwo\n").unwrap();
     fs::write(at("long"), vec![b'x'; 70_000]).unwrap();
     symlink("loop", at("loop")).unwrap();
+    let made = rcgen::generate_simple_self_signed(["api.example".to_owned()]).unwrap();
+    fs::write(at("chain.pem"), made.cert.pem()).unwrap();
+    fs::write(at("chain.key"), made.signing_key.serialize_pem()).unwrap();
+    fs::write(at("other.key"), rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
     let here = directory.path().display().to_string() + "/";
-    // Secrets stand at absolute places, so that no test depends on where it runs.
-    let placed = String::from_utf8_lossy(text).replace("file:HERE/", &format!("file:{here}"));
+    // Files stand at absolute places, so that no test depends on where it runs.
+    let placed = String::from_utf8_lossy(text).replace("HERE/", &here);
     if std::str::from_utf8(text).is_ok() {
         fs::write(at("weir.toml"), &placed).unwrap();
     }
@@ -104,9 +108,14 @@ fn each_secret_that_cannot_be_had_is_told_word_for_word() {
 }
 
 #[test]
+fn each_file_that_cannot_be_used_is_told_word_for_word() {
+    hold(include_str!("mistakes/files.told"));
+}
+
+#[test]
 fn what_may_be_a_secret_is_not_shown() {
-    let said =
-        cases(include_str!("mistakes/secrets.told")).into_iter().map(|(_, text, _)| told(text.as_bytes()));
+    let all = [include_str!("mistakes/secrets.told"), include_str!("mistakes/files.told")];
+    let said = all.into_iter().flat_map(cases).map(|(_, text, _)| told(text.as_bytes()));
     for said in said {
         assert!(!said.contains("sk-proj") && !said.contains("0123456789abcdef"), "{said}");
     }

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::ledger;
 use crate::store::{Inspected, Opened, Store};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// No machine of today has an earlier time: 2026-01-01T00:00:00Z.
@@ -16,6 +17,9 @@ const CLOCK_SLACK: Duration = Duration::from_secs(5);
 /// A commit that takes longer delays grants.
 const COMMIT_SLOW: Duration = Duration::from_millis(100);
 const COMMITS: usize = 5;
+/// How long the answer about the clock is waited for.
+const ASKS_MAX: usize = 100;
+const ASK_EVERY: Duration = Duration::from_millis(20);
 /// There while systemd-timesyncd has set the clock.
 const SYNCHRONIZED: &str = "/run/systemd/timesync/synchronized";
 
@@ -65,11 +69,42 @@ fn time(now: UnixMicros, newest_at: Option<UnixMicros>) -> Finding {
             todo,
         );
     }
-    let says = match Path::new(SYNCHRONIZED).exists() {
-        true => "plausible, and set by systemd-timesyncd",
-        false => "plausible; whether something keeps it right cannot be seen from here",
-    };
-    Finding::good("clock", says)
+    let is_kept = Path::new(SYNCHRONIZED).exists().then_some(true).or_else(is_synchronized);
+    match is_kept {
+        Some(true) => Finding::good("clock", "plausible, and kept right by NTP"),
+        Some(false) => Finding::warns(
+            "clock",
+            "plausible; the system says that nothing keeps it right",
+            "install and start chrony, or enable systemd-timesyncd",
+        ),
+        None => {
+            Finding::good("clock", "plausible; whether something keeps it right cannot be seen from here")
+        }
+    }
+}
+
+/// Whether the kernel knows of somebody who keeps the clock right: systemd-timesyncd, chrony and ntpd all tell it, and systemd asks it.
+fn is_synchronized() -> Option<bool> {
+    let mut child = Command::new("timedatectl")
+        .args(["show", "--property=NTPSynchronized", "--value"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    for _ in 0..ASKS_MAX {
+        if child.try_wait().ok()?.is_some() {
+            let said = child.wait_with_output().ok()?.stdout;
+            return match said.trim_ascii() {
+                b"yes" => Some(true),
+                b"no" => Some(false),
+                _ => None,
+            };
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
+    child.kill().and_then(|()| child.wait()).ok()?;
+    None
 }
 
 /// Another version beside this one is an upgrade under way, or one that was forgotten.

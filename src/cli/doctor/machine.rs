@@ -1,4 +1,4 @@
-//! Files, disk, limits and addresses of this machine.
+//! Files, disk and limits of this machine.
 
 use super::finding::Finding;
 use crate::clock::Clock;
@@ -6,8 +6,7 @@ use crate::config::{Config, SecretRef};
 use crate::store::Store;
 use rustix::process::{Resource, getrlimit};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +18,10 @@ const FILES_PER_REQUEST: u64 = 2;
 /// A wait for the disk that takes longer is felt where durability is strict.
 const SYNC_SLOW: Duration = Duration::from_millis(50);
 const SYNCS: usize = 10;
-const ASK_MAX: Duration = Duration::from_secs(1);
+/// Threads that a process has besides those that carry requests: of the books, of the journal, for files that are waited for.
+const THREADS_BESIDES: u64 = 64;
+/// An upgrade has two.
+const PROCESSES: u64 = 2;
 
 /// Modes and owners.
 pub(super) fn files(config: &Config, path: Option<&Path>) -> Vec<Finding> {
@@ -150,16 +152,20 @@ fn taken(dir: &Path) -> io::Result<u64> {
 
 /// What the system lets a process have.
 pub(super) fn limits(config: &Config) -> Vec<Finding> {
-    let files = getrlimit(Resource::Nofile).current;
-    let wanted = config.server.max_requests.saturating_mul(FILES_PER_REQUEST).saturating_add(FILES_BESIDES);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if config.server.threads == 0 { cores } else { config.server.threads };
+    [Some(files_at_once(config, threads, cores)), tasks(threads)].into_iter().flatten().collect()
+}
+
+fn files_at_once(config: &Config, threads: usize, cores: usize) -> Finding {
+    let files = getrlimit(Resource::Nofile).current;
+    let wanted = config.server.max_requests.saturating_mul(FILES_PER_REQUEST).saturating_add(FILES_BESIDES);
     let says = format!(
         "{} files may be open here, max_requests = {} needs {wanted}; {threads} threads on {cores} cores",
         files.map_or_else(|| "any number of".to_owned(), |files| files.to_string()),
         config.server.max_requests
     );
-    vec![if files.is_some_and(|files| files < wanted) {
+    if files.is_some_and(|files| files < wanted) {
         let todo = format!(
             "in the unit LimitNOFILE={wanted}, in a shell `ulimit -n {wanted}`; or lower max_requests"
         );
@@ -168,45 +174,40 @@ pub(super) fn limits(config: &Config) -> Vec<Finding> {
         Finding::warns("limits", says, "threads = 0 takes one per core")
     } else {
         Finding::good("limits", says)
-    }]
-}
-
-/// Whether the addresses are free, or a running server's.
-pub(super) async fn addresses(config: &Config) -> Vec<Finding> {
-    let all: Vec<SocketAddr> = config.server.listen.iter().copied().chain([config.admin.listen]).collect();
-    let admin = config.admin.listen;
-    let looked = tokio::task::spawn_blocking(move || {
-        let is_running = is_weir(admin);
-        all.into_iter().map(|address| address_of(address, is_running)).collect()
-    });
-    looked.await.unwrap_or_default()
-}
-
-fn address_of(address: SocketAddr, is_running: bool) -> Finding {
-    match TcpListener::bind(address) {
-        Ok(_) => Finding::good("address", format!("{address} is free")),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_running => {
-            Finding::good("address", format!("{address} is taken, and a weir runs with this [admin] listen"))
-        }
-        Err(error) => Finding::fails(
-            "address",
-            format!("{address}: {error}"),
-            "free it, or listen elsewhere; ports below 1024 need a capability",
-        ),
     }
 }
 
-/// Whether what listens there is a weir.
-fn is_weir(admin: SocketAddr) -> bool {
-    let ask = || -> io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&admin, ASK_MAX)?;
-        stream.set_read_timeout(Some(ASK_MAX))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.take(1 << 20).read_to_string(&mut text)?;
-        Ok(text.contains("\nweir_ready "))
-    };
-    ask().unwrap_or(false)
+/// Threads are processes to the system. Nothing is said where there are enough of them.
+fn tasks(threads: usize) -> Option<Finding> {
+    let wanted = u64::try_from(threads).unwrap_or(u64::MAX).saturating_add(THREADS_BESIDES) * PROCESSES;
+    let of_user = getrlimit(Resource::Nproc).current.map(|most| (most, "its user may have (`ulimit -u`)"));
+    let of_group = tasks_of_group().map(|most| (most, "its control group may have (pids.max)"));
+    let (most, whose) = of_user.into_iter().chain(of_group).min()?;
+    (most < wanted).then(|| {
+        Finding::warns(
+            "limits",
+            format!("{most} threads are all that {whose}, {wanted} may be needed during an upgrade"),
+            format!("in the unit TasksMax={wanted} and LimitNPROC={wanted}, in a shell `ulimit -u {wanted}`; or lower threads"),
+        )
+    })
+}
+
+/// The least of the limits of the control groups that this process is in.
+fn tasks_of_group() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let root = Path::new("/sys/fs/cgroup");
+    let limits = groups.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let tree = match controllers {
+            "" => root.to_owned(),
+            _ if controllers.split(',').any(|controller| controller == "pids") => root.join("pids"),
+            _ => return None,
+        };
+        let group = Path::new(path.trim_start_matches('/'));
+        let limit = |at: &Path| fs::read_to_string(tree.join(at).join("pids.max")).ok()?.trim().parse().ok();
+        group.ancestors().filter_map(limit).min()
+    });
+    limits.min()
 }
 
 fn size(bytes: u64) -> String {

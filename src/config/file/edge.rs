@@ -2,11 +2,15 @@
 
 use super::{address, directory, label, new_name, secret};
 use crate::authenticate::Network;
+use crate::config::loaded::Outside;
 use crate::config::{Certificate, Countries, Networks, PlainHttp, Server, Tls, Unix};
 use crate::document::{Table, Value};
 use crate::relay::forwarded::ForwarderHeader;
 use std::collections::HashSet;
 use std::path::PathBuf;
+
+/// What the system takes (`sun_path` of unix(7), without the zero at its end).
+const SOCKET_PATH_MAX_BYTES: usize = 107;
 
 /// `[server] plain_http`, and whether the listeners keep to it.
 pub(super) fn plain_http(table: &mut Table<'_>, server: &Server) -> PlainHttp {
@@ -39,6 +43,9 @@ pub(super) fn unix(table: &mut Table<'_>) -> Unix {
     let mut seen = HashSet::new();
     let listen = table.list("listen", |value| {
         let path = directory(value)?;
+        if path.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
+            return Err(format!("the path of a socket has at most {SOCKET_PATH_MAX_BYTES} bytes"));
+        }
         seen.insert(path.clone()).then_some(path).ok_or_else(|| "it stands twice".to_owned())
     });
     let mode = table.optional("mode", |value| {
@@ -50,12 +57,16 @@ pub(super) fn unix(table: &mut Table<'_>) -> Unix {
 }
 
 /// Every `[[certificate]]`; at least one where TLS is spoken.
-pub(super) fn certificates(root: &mut Table<'_>, tls: &Tls) -> Vec<Certificate> {
+pub(super) fn certificates(root: &mut Table<'_>, tls: &Tls, outside: &mut Outside) -> Vec<Certificate> {
     let mut names = HashSet::new();
     let certificates = root.tables("certificate", |table| {
         let name = new_name(table, label, &mut names);
         let chain = table.required("chain", directory);
-        let key = table.required("key", secret);
+        if !table.has("key") {
+            table.problem("`key` is missing");
+        }
+        let key = table.confidential("key", secret);
+        outside.read_certificate(table, name.as_ref(), chain.as_deref(), key.as_ref());
         Some(Certificate { name: name?, chain: chain?, key: key? })
     });
     if certificates.is_empty() && !tls.listen.is_empty() {
@@ -64,7 +75,7 @@ pub(super) fn certificates(root: &mut Table<'_>, tls: &Tls) -> Vec<Certificate> 
     certificates.into_iter().flatten().collect()
 }
 
-pub(super) fn networks(table: &mut Table<'_>) -> Networks {
+pub(super) fn networks(table: &mut Table<'_>, outside: &mut Outside) -> Networks {
     let mut list = |key| table.list(key, network).unwrap_or_default();
     let (proxy_protocol, forwarders) = (list("proxy_protocol"), list("forwarders"));
     let (allow, deny) = (list("allow"), list("deny"));
@@ -73,6 +84,9 @@ pub(super) fn networks(table: &mut Table<'_>) -> Networks {
     let forwarder_header = forwarder_header.unwrap_or_default();
     let file = table.optional("countries_file", |value| Ok(PathBuf::from(value.text()?)));
     let file = file.filter(|file| !file.as_os_str().is_empty());
+    if let Some(file) = &file {
+        outside.read_countries(table, file);
+    }
     let countries_allow = table.list("countries_allow", country).unwrap_or_default();
     let countries_deny = table.list("countries_deny", country).unwrap_or_default();
     let choices = [("allow", true), ("deny", false)];

@@ -1,7 +1,7 @@
 //! Who answers and what for: providers, models, routes, and how a route is chosen.
 
 use super::{label, new_name, one_of, secret, time};
-use crate::config::loaded::Secrets;
+use crate::config::loaded::Outside;
 use crate::config::{ATTEMPTS_MAX, Model, Provider, Route, Routing};
 use crate::document::{Table, Value};
 use crate::ids::{ModelName, ProviderName};
@@ -55,7 +55,7 @@ pub(super) fn routing(table: &mut Table<'_>) -> Routing {
 pub(super) fn provider(
     table: &mut Table<'_>,
     names: &mut HashSet<String>,
-    secrets: &mut Secrets,
+    outside: &mut Outside,
 ) -> Option<Provider> {
     let name = new_name(table, label, names).map(|name| ProviderName::from(name.as_str()));
     let dialect = table.required("dialect", dialect);
@@ -63,7 +63,7 @@ pub(super) fn provider(
         table.required("base_url", |value| Origin::parse(value.text()?).map_err(|fault| fault.to_string()));
     let api_key = table.confidential("api_key", secret);
     if let Some(reference) = &api_key {
-        secrets.read_key(table, name.as_ref(), reference, dialect);
+        outside.read_key(table, name.as_ref(), reference, dialect);
     }
     let connect_timeout = time(table, "connect_timeout_ms", CONNECT_TIMEOUT);
     let tls_timeout = time(table, "tls_timeout_ms", TLS_TIMEOUT);
