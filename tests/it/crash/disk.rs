@@ -114,8 +114,17 @@ fn files_that_may_not_grow_lose_nothing_of_what_is_under_way() {
     end_stream(connection, &gate);
     std::thread::sleep(ms(500));
     gateway.hello().refused(503, "no_capacity");
+    let ready = || Connection::open(gateway.admin()).ask(&Request::get("/readyz"));
+    let said = wait_for("the process to say that it is not ready", Duration::from_secs(5), || {
+        Some(ready()).filter(|said| said.status == 503)
+    });
+    assert_eq!(said.text(), "not ready: the journal cannot be written\n");
+    gateway.cli.fails(1, &["ready"]);
     limit_files(&gateway, None);
     served_again(&gateway);
+    wait_for("the process to be ready again", Duration::from_secs(10), || {
+        (ready().status == 200).then_some(())
+    });
     gateway.kill();
     gateway.serve();
     audited(&gateway);
