@@ -24,7 +24,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// What connections may take.
 #[derive(Clone, Debug)]
@@ -83,6 +83,10 @@ struct Place {
 /// After the system could not accept, for want of descriptors or memory.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
+/// How often the loop turns without a connection. A request's timers are all further away than this, so that none of them is the
+/// next one: tokio wakes its driver for each timer that is, by a system call.
+const TURN_EVERY: Duration = Duration::from_secs(1);
+
 /// Accepts on one listener until it is told to close.
 pub(super) async fn accept(
     listener: Listener,
@@ -92,11 +96,14 @@ pub(super) async fn accept(
     mut closing: watch::Receiver<bool>,
 ) {
     let requests = Handle::current();
+    let mut turn = interval(TURN_EVERY);
+    turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
             biased;
             _ = closing.wait_for(|is_closing| *is_closing) => return,
             accepted = listener.accept() => accepted,
+            _ = turn.tick() => continue,
         };
         match accepted {
             Ok((socket, peer)) => {
