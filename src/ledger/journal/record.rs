@@ -86,6 +86,9 @@ pub(super) const BODY_MAX_BYTES: usize = 64 * 1024;
 /// segment takes.
 const TEXT_MAX_BYTES: usize = 512;
 
+/// Room for the body of most records, which then is not moved as it grows.
+const BODY_BYTES: usize = 256;
+
 impl Record {
     /// The body of its frame. Empty only where the format cannot hold it, which its types rule out.
     pub(super) fn into_body(mut self) -> Vec<u8> {
@@ -100,7 +103,7 @@ impl Record {
             }
             Record::Failed(_) | Record::Progress(_) | Record::Synced(_) => {}
         }
-        postcard::to_allocvec(&self).unwrap_or_default()
+        postcard::to_extend(&self, Vec::with_capacity(BODY_BYTES)).unwrap_or_default()
     }
 
     /// The record in a frame's body.
