@@ -78,10 +78,12 @@ deny: $(TOOLS)/cargo-deny-$(CARGO_DENY) ## Licences, banned crates, sources and 
 		if [ "$(ADVISORY)" = required ]; then exit 1; fi
 	fi
 
+# `make deb REVISION=2` is a second package of the same version.
+REVISION ?= 1
 deb: cargo c-tools $(TOOLS)/cargo-deb-$(CARGO_DEB) ## The Debian package, in target/debian, and its debug symbols in another
 	$(BUILD) cargo build --locked --release
 	$(MAKE) --no-print-directory package
-	$(TOOLS)/bin/cargo-deb --locked --no-build --dbgsym
+	$(TOOLS)/bin/cargo-deb --locked --no-build --dbgsym --deb-revision $(REVISION)
 
 # What the package has besides the binary: the manual, completions, and the configuration with a service's own paths.
 WEIR = target/release/weir
@@ -97,8 +99,8 @@ package:
 	if grep -nE 'weir-data|OPENAI_API_KEY' $(PACKAGE)/weir.toml; then echo "these are not the paths of a service" >&2; exit 1; fi
 	cp -r conf/prices.toml systemd/weir.service.d $$(ls -d conf/grafana conf/prometheus 2> /dev/null) $(PACKAGE)/share/
 	version=$$($(WEIR) --version | cut -d' ' -f2)
-	printf 'weir (%s-1) stable; urgency=medium\n\n  * Release %s.\n\n -- The Weir authors <maintainers@weir.invalid>  %s\n' \
-		$$version $$version "$$(date -R -d @$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)})" > $(PACKAGE)/changelog.Debian
+	printf 'weir (%s-%s) stable; urgency=medium\n\n  * Release %s.\n\n -- The Weir authors <maintainers@weir.invalid>  %s\n' \
+		$$version $(REVISION) $$version "$$(date -R -d @$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)})" > $(PACKAGE)/changelog.Debian
 	gzip -9n $(PACKAGE)/man/* $(PACKAGE)/changelog.Debian
 
 # `make bench QUICK=1` gives a rough answer in a minute.

@@ -68,6 +68,22 @@ fn a_stop_by_systemd_waits_longer_than_the_process_may_drain() {
     assert!(seconds("WatchdogSec=") >= 30);
 }
 
+#[test]
+fn a_wrong_configuration_fails_the_server_itself_and_a_reload_reaches_it_before_the_check() {
+    let unit = fs::read_to_string(systemd().join("weir.service")).unwrap();
+    let all = |key: &str| -> Vec<&str> { unit.lines().filter_map(|line| line.strip_prefix(key)).collect() };
+    assert_eq!(all("RestartPreventExitStatus="), ["2 3"], "of the main process alone");
+    for before in all("ExecStartPre=") {
+        assert!(before.starts_with('-'), "its exit status would be tried again for ever: {before}");
+    }
+    let reload = all("ExecReload=");
+    assert!(
+        reload[0].ends_with("kill -HUP $MAINPID"),
+        "the metric of a refused reload is the server's: {reload:?}"
+    );
+    assert!(reload[1].ends_with(" check") && reload.len() == 2, "the operator is told: {reload:?}");
+}
+
 /// The other end of `NOTIFY_SOCKET`.
 struct Manager {
     socket: UnixDatagram,
