@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::tokens::count;
+use proptest::prelude::*;
 
 struct Seen {
     text: String,
@@ -217,5 +218,44 @@ fn a_stream_that_credit_does_not_cover_is_cut_short_and_says_so() {
             last.contains(r#""type":"insufficient_quota","param":null,"code":"credit_balance_exhausted""#),
             "{last}"
         );
+    }
+}
+
+/// A chunk of one of the kinds that streams mix.
+fn mixed(kind: usize, text: &str) -> String {
+    match kind {
+        0 => said(text),
+        1 => said(text).replace("\"index\":0", "\"index\":1"),
+        2 => said(text).replace("\"content\"", "\"reasoning_content\""),
+        3 => said(text).replace("null}]}", "null}],\"obfuscation\":\"pad\"}"),
+        4 => format!(
+            r#"{{"choices":[{{"index":0,"delta":{{"tool_calls":[{{"index":0,"function":{{"arguments":"{text}"}}}}]}}}}]}}"#
+        ),
+        5 => said(text).replace("null}]}", "null}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}"),
+        6 => said(text).replace("null", "\"stop\""),
+        _ => USAGE.to_owned(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn chunks_that_repeat_a_form_are_read_as_each_alone_is(
+        chunks in prop::collection::vec((0..8_usize, "[a-c]{0,2}|water|\\\\n|u00e9"), 1..40),
+        runs in 1..6_usize,
+    ) {
+        let mut meter = StreamMeter::new(settings(false));
+        let (mut out, mut alone_out, mut alone_bytes, mut usage) = (Vec::new(), Vec::new(), 0, None);
+        for (kind, text) in &chunks {
+            for _ in 0..runs {
+                let event = events(&[&mixed(*kind, text)]);
+                prop_assert_eq!(meter.feed(event.as_bytes(), &mut out), Fed::Open);
+                let mut alone = StreamMeter::new(settings(false));
+                prop_assert_eq!(alone.feed(event.as_bytes(), &mut alone_out), Fed::Open);
+                alone_bytes += alone.said_bytes();
+                usage = alone.usage().or(usage);
+            }
+        }
+        prop_assert_eq!(String::from_utf8(out), String::from_utf8(alone_out));
+        prop_assert_eq!((meter.said_bytes(), meter.usage()), (alone_bytes, usage));
     }
 }
