@@ -5,13 +5,17 @@ use super::output::Report;
 use super::table::{Table, facts, or_dash};
 use super::{Books, values};
 use crate::money::Micros;
-use crate::store::{self, Lot};
+use crate::store::{self, AccountPage, ListedAccount, Lot};
 use serde::Serialize;
 
-/// Make, show, suspend and resume accounts
+/// The most accounts that one answer has.
+const LIMIT_MAX: i64 = 10_000;
+
+/// Make, list, show, suspend and resume accounts
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Account {
     Create(Create),
+    List(List),
     Show(Show),
     Suspend(Suspend),
     Resume(Resume),
@@ -31,6 +35,24 @@ pub(super) struct Create {
     /// Its tier of limits, of those in the configuration; without it, `default`
     #[arg(long, value_name = "TIER", value_parser = values::line)]
     tier: Option<String>,
+}
+
+/// List accounts, oldest first, with what each can still spend
+///
+/// An active key is neither revoked nor expired. What does not fit on a page is on the next, which begins --after the last account of this
+/// one; with --json, too, where a page with fewer accounts than --limit is the last.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  weir account list
+  weir account list --limit 1000 --after ada@example.com --json")]
+pub(super) struct List {
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+    limit: u32,
+    /// Only accounts that were made after this one: id or e-mail address
+    #[arg(long, value_name = "ACCOUNT")]
+    after: Option<String>,
 }
 
 /// Show an account with its money and its lots of credit
@@ -70,6 +92,17 @@ struct Created {
 }
 
 #[derive(Serialize)]
+struct Listed<'a> {
+    account_id: String,
+    email: &'a str,
+    status: &'static str,
+    tier: Option<&'a str>,
+    balance_micro_usd: i64,
+    active_keys: u64,
+    created_at: String,
+}
+
+#[derive(Serialize)]
 struct Shown<'a> {
     account_id: String,
     email: &'a str,
@@ -85,6 +118,7 @@ impl Account {
     pub(super) async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
         match self {
             Account::Create(create) => create.run(books).await,
+            Account::List(list) => list.run(books).await,
             Account::Show(show) => show.run(books).await,
             Account::Suspend(suspend) => suspend.run(books).await,
             Account::Resume(resume) => resume.run(books).await,
@@ -118,6 +152,64 @@ pub(super) fn known_tier(books: &Books<'_>, tier: &str) -> Result<(), Failure> {
     Err(Failure::new("unknown_tier", message))
 }
 
+impl List {
+    async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
+        let after = match &self.after {
+            Some(account) => Some(books.store.find_account(account).await?),
+            None => None,
+        };
+        let page = books.store.accounts(after, self.limit, books.clock.wall()).await?;
+        let listed: Vec<Listed<'_>> = page.accounts.iter().map(listed).collect();
+        Report::new(&listed, self.people(&page))
+    }
+
+    fn people(&self, page: &AccountPage) -> String {
+        let Some(last) = page.accounts.last() else {
+            return match &self.after {
+                Some(account) => format!("No account was made after {account}."),
+                None => "There are no accounts; `weir account create` makes one.".to_owned(),
+            };
+        };
+        let mut table =
+            Table::new(&["account", "e-mail", "status", "tier", ">balance USD", ">active keys", "created"]);
+        for ListedAccount { account, created_at, active_keys } in &page.accounts {
+            table.row([
+                account.account_id.to_string(),
+                account.email.clone(),
+                account.status.as_str().to_owned(),
+                tier(account),
+                account.balance.to_string(),
+                active_keys.to_string(),
+                values::to_the_second(*created_at),
+            ]);
+        }
+        let mut text = table.to_string();
+        if page.has_more {
+            let (limit, last) = (self.limit, last.account.account_id);
+            text.push_str(&format!("\nThere are more: weir account list --limit {limit} --after {last}\n"));
+        }
+        text
+    }
+}
+
+fn listed(listed: &ListedAccount) -> Listed<'_> {
+    let ListedAccount { account, created_at, active_keys } = listed;
+    Listed {
+        account_id: account.account_id.to_string(),
+        email: &account.email,
+        status: account.status.as_str(),
+        tier: account.tier.as_deref(),
+        balance_micro_usd: account.balance.0,
+        active_keys: *active_keys,
+        created_at: values::rfc3339(*created_at),
+    }
+}
+
+/// What people read as its tier.
+fn tier(account: &store::Account) -> String {
+    account.tier.clone().unwrap_or_else(|| "default".to_owned())
+}
+
 impl Show {
     async fn run(self, books: &Books<'_>) -> Result<Report, Failure> {
         let id = books.store.find_account(&self.account).await?;
@@ -143,7 +235,7 @@ fn people(account: &store::Account, lots: &[Lot]) -> String {
         ("account", account.account_id.to_string()),
         ("e-mail", account.email.clone()),
         ("status", account.status.as_str().to_owned()),
-        ("tier", account.tier.clone().unwrap_or_else(|| "default".to_owned())),
+        ("tier", tier(account)),
         ("balance", usd(account.balance)),
         ("held", usd(account.held)),
         ("consumed", usd(account.consumed)),

@@ -228,6 +228,7 @@ mod tests {
             "check".to_owned(),
             "migrate".to_owned(),
             "account create --email a@b --tier t".to_owned(),
+            "account list --limit 5 --after a@b".to_owned(),
             "account show a@b".to_owned(),
             "account suspend a@b --reason r".to_owned(),
             "account resume a@b".to_owned(),

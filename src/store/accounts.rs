@@ -37,7 +37,7 @@ impl AccountStatus {
 }
 
 /// An account as people see it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// Its identity.
     pub account_id: AccountId,
@@ -194,27 +194,38 @@ impl Store {
     }
 }
 
+/// Selects accounts with what is open of their leases, and further columns, of those for which the last holds.
+macro_rules! select_accounts {
+    ($columns:literal, $which:literal) => {
+        concat!(
+            "SELECT a.id, a.email, a.status, a.tier, a.available_micro, a.consumed_micro, a.owed_micro, a.carry_pico, \
+             a.created_at, coalesce(sum(l.granted_micro - l.returned_micro), 0) AS leased_micro, \
+             coalesce(sum(u.consumed_pico), 0) AS used_pico, coalesce(sum(u.held_micro), 0) AS held_micro",
+            $columns,
+            " FROM account a LEFT JOIN lease l ON l.account_id = a.id AND l.is_closed = 0 \
+             LEFT JOIN lease_use u ON u.session_id = l.session_id AND u.account_id = l.account_id \
+             WHERE ",
+            $which
+        )
+    };
+}
+pub(super) use select_accounts;
+
 pub(super) async fn read(
     tx: &mut Transaction<'static, Sqlite>,
     id: AccountId,
 ) -> Result<Account, StoreError> {
-    let row = sqlx::query(
-        "SELECT a.email, a.status, a.tier, a.available_micro, a.consumed_micro, a.owed_micro, a.carry_pico, \
-         coalesce(sum(l.granted_micro - l.returned_micro), 0) AS leased_micro, \
-         coalesce(sum(u.consumed_pico), 0) AS used_pico, coalesce(sum(u.held_micro), 0) AS held_micro \
-         FROM account a LEFT JOIN lease l ON l.account_id = a.id AND l.is_closed = 0 \
-         LEFT JOIN lease_use u ON u.session_id = l.session_id AND u.account_id = l.account_id \
-         WHERE a.id = ? GROUP BY a.id",
-    )
-    .bind(id.as_bytes())
-    .fetch_optional(&mut **tx)
-    .await?
-    .ok_or_else(|| no_account(id))?;
+    let row = sqlx::query(select_accounts!("", "a.id = ? GROUP BY a.id"))
+        .bind(id.as_bytes())
+        .fetch_optional(&mut **tx)
+        .await?
+        .ok_or_else(|| no_account(id))?;
     let over_due = over_due_in(tx, id).await?;
     account(id, &row, over_due)
 }
 
-fn account(id: AccountId, row: &SqliteRow, over_due: Picos) -> Result<Account, StoreError> {
+/// The account of a row of `select_accounts`.
+pub(super) fn account(id: AccountId, row: &SqliteRow, over_due: Picos) -> Result<Account, StoreError> {
     let number = |name: &str| i128::from(row.get::<i64, _>(name));
     let per_micro = i128::from(PICOS_PER_MICRO);
     let open_pico = number("used_pico") + number("carry_pico") + i128::from(over_due.0);

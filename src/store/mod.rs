@@ -5,6 +5,7 @@
 //!
 //! Amounts are integers: micro-dollars in columns that end in `_micro`, pico-dollars in `_pico`. Times are microseconds since 1970 UTC.
 
+mod account_list;
 mod accounts;
 mod audit;
 mod batch;
@@ -25,6 +26,7 @@ mod replace;
 mod requests;
 mod sessions;
 
+pub use account_list::{AccountPage, ListedAccount};
 pub use accounts::{Account, AccountStatus, Open};
 pub use audit::{AccountBooks, LeaseBooks, SessionBooks, Snapshot};
 pub use batch::{Batch, BatchError, RequestRow};

@@ -281,6 +281,63 @@ fn usage_tells_of_each_request_what_the_contract_names() {
 }
 
 #[test]
+fn accounts_are_listed_in_the_order_of_their_making_a_page_at_a_time() {
+    let upstream = Upstream::start();
+    let gateway = Gateway::before(&upstream);
+    gateway.hello().ok();
+    gateway.rows_when(1);
+    let (rich, poor) = (gateway.new_account("1234.567891"), gateway.new_account("0"));
+    gateway.new_key(&rich.id, &[]);
+    let (revoked, _) = gateway.new_key(&rich.id, &[]);
+    gateway.cli.json(&["key", "revoke", &revoked]);
+    gateway.new_key(&rich.id, &["--expires", "2020-01-01T00:00:00Z"]);
+    gateway.cli.json(&["account", "suspend", &poor.id, "--reason", "late"]);
+    let all = gateway.cli.json(&["account", "list"]);
+    let all = all.as_array().expect("an array");
+    let made = [(&gateway.account, "active", 1), (&rich, "active", 2), (&poor, "suspended", 1)];
+    assert_eq!(all.len(), made.len(), "{all:?}");
+    for (listed, (account, status, active_keys)) in all.iter().zip(made) {
+        has(listed, "account_id email status tier balance_micro_usd active_keys created_at");
+        assert_eq!((&listed["status"], &listed["active_keys"]), (&json!(status), &json!(active_keys)));
+        let shown = gateway.cli.json(&["account", "show", &account.id]);
+        for name in ["account_id", "email", "status", "tier", "balance_micro_usd"] {
+            assert_eq!(listed[name], shown[name], "{name} of {listed}");
+        }
+    }
+
+    let page = |more: &[&str]| gateway.cli.json(&[&["account", "list"], more].concat());
+    assert_eq!(page(&["--limit", "2"]), json!(all[..2]));
+    assert_eq!(page(&["--limit", "2", "--after", &rich.id]), json!(all[2..]));
+    assert_eq!(page(&["--after", &gateway.account.email]), json!(all[1..]));
+    assert_eq!(page(&["--after", &poor.id]), json!([]));
+    for limit in ["0", "10001"] {
+        gateway.cli.fails(2, &["account", "list", "--limit", limit]);
+    }
+    gateway.cli.fails(1, &["account", "list", "--after", "nobody@example.com"]);
+}
+
+#[test]
+fn a_page_of_accounts_tells_how_to_see_the_next() {
+    let (_directory, cli) = bare();
+    let said = |arguments: &[&str]| {
+        let output = cli.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", shown(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(said(&["account", "list"]).contains("no accounts"));
+    let emails = ["a@example.com", "b@example.com", "c@example.com"];
+    let ids = emails.map(|email| account(&cli, email));
+    cli.json(&["credit", "add", "--account", &ids[0], "--usd", "12.5", "--reason", "paid"]);
+    let first = said(&["account", "list", "--limit", "2"]);
+    assert!(first.contains(&ids[0]) && first.contains("12.50") && !first.contains(&ids[2]), "{first}");
+    let next = first.lines().last().unwrap().strip_prefix("There are more: weir ").expect(&first);
+    let second = said(&next.split(' ').collect::<Vec<_>>());
+    assert!(second.contains(&ids[2]) && !second.contains(&ids[1]), "{second}");
+    assert!(!second.contains("There are more"), "{second}");
+    assert!(!said(&["account", "list", "--limit", "3"]).contains("There are more"), "a full last page");
+}
+
+#[test]
 fn people_get_tables_and_not_json() {
     let upstream = Upstream::start();
     let gateway = Gateway::before(&upstream);

@@ -179,8 +179,11 @@ impl Play {
     pub(super) async fn compare(&mut self, op: &Op) -> Checked {
         let report = examine(&self.store.snapshot().await.unwrap());
         prop_assert!(report.ok, "after {op:?}: {:?}", report.off);
+        let most = u32::try_from(ACCOUNTS).unwrap();
+        let listed = self.store.accounts(None, most, AT).await.unwrap().accounts;
         for (at, id) in self.accounts.iter().enumerate() {
             let (account, naive) = (self.store.account(*id).await.unwrap(), &self.naive.accounts[at]);
+            prop_assert_eq!(&listed[at].account, &account, "listed after {:?}", op);
             let own = (account.balance.0, account.owed.0, account.consumed.0);
             let spent = micros(naive.spent.div_euclid(MICRO));
             prop_assert_eq!(
