@@ -27,25 +27,41 @@ impl Sockets {
 
     /// The listener at this address.
     pub(super) fn tcp(&mut self, address: SocketAddr) -> Result<TcpListener, ServeError> {
-        self.claim(address.to_string(), || TcpListener::bind(address), TcpListener::set_nonblocking)
+        self.claim(
+            address.to_string(),
+            || TcpListener::bind(address),
+            |listener: &TcpListener| listener.set_nonblocking(true),
+        )
     }
 
     /// The listener at this path, for those of these permissions. What a dead process left there is removed; a living one is not
-    /// disturbed.
+    /// disturbed. One that was taken over is made anew where its file is gone: nobody could reach it.
     pub(super) fn unix(&mut self, path: &Path, mode: u32) -> Result<UnixListener, ServeError> {
-        self.claim(path.display().to_string(), || bind_unix(path, mode), UnixListener::set_nonblocking)
+        let name = path.display().to_string();
+        if !is_socket(path) && self.take(&name).is_some() {
+            tracing::warn!(address = name, "the file of this listener is gone; it is made anew");
+        }
+        self.claim(
+            name,
+            || bind_unix(path),
+            |listener: &UnixListener| {
+                listener.set_nonblocking(true)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            },
+        )
     }
 
-    /// The listener of this name: the one that was taken over, else a new one. A second handle to it stays here.
+    /// The listener of this name: the one that was taken over, else a new one, prepared in either case. A second handle to it stays
+    /// here.
     fn claim<L: From<OwnedFd> + AsFd>(
         &mut self,
         name: String,
         bind: impl FnOnce() -> io::Result<L>,
-        set_nonblocking: fn(&L, bool) -> io::Result<()>,
+        prepare: impl FnOnce(&L) -> io::Result<()>,
     ) -> Result<L, ServeError> {
         let claimed = || {
             let listener = self.take(&name).map_or_else(bind, |socket| Ok(L::from(socket)))?;
-            set_nonblocking(&listener, true)?;
+            prepare(&listener)?;
             self.taken.push((name.clone(), listener.as_fd().try_clone_to_owned()?));
             Ok(listener)
         };
@@ -70,25 +86,27 @@ impl Sockets {
     }
 }
 
-fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    let listener = match UnixListener::bind(path) {
+    match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_dead(path) => {
             fs::remove_file(path)?;
-            UnixListener::bind(path)?
+            UnixListener::bind(path)
         }
-        bound => bound?,
-    };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    Ok(listener)
+        bound => bound,
+    }
 }
 
 /// It is a socket, at which nobody listens. Any other file refuses connections in the same way, and is somebody's.
 fn is_dead(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+    is_socket(path)
         && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 #[cfg(test)]

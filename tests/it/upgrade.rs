@@ -1,5 +1,6 @@
 //! A new process takes over from a running one: nobody is refused, no stream is cut, nothing is billed twice.
 
+mod edge;
 mod load;
 
 use crate::support::gateway::{hello, hello_stream, lives};
