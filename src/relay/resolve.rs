@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ pub struct Target {
     literal: bool,
     addresses: ArcSwap<Vec<SocketAddr>>,
     turn: AtomicUsize,
+    /// As it was last told in the log.
+    is_failing: AtomicBool,
     /// So that many first requests make one look-up.
     looking_up: tokio::sync::Mutex<()>,
 }
@@ -103,9 +105,8 @@ impl Resolver {
             targets.clone()
         };
         for target in targets.iter().filter(|target| !target.literal && which(target)) {
-            if let Err(e) = target.look_up().await {
-                tracing::warn!(error = %e, "keeping the addresses known so far");
-            }
+            let found = target.look_up().await;
+            target.tell(found.err().as_ref());
         }
     }
 }
@@ -122,6 +123,7 @@ impl Target {
                 literal.map(|ip| SocketAddr::new(ip, port)).into_iter().collect(),
             ),
             turn: AtomicUsize::new(0),
+            is_failing: AtomicBool::new(false),
             looking_up: tokio::sync::Mutex::new(()),
         }
     }
@@ -150,6 +152,21 @@ impl Target {
             good.extend(bad);
             good
         });
+    }
+
+    /// Tells the log when looking up begins to fail, and when it no longer does; a name server can be away for hours.
+    fn tell(&self, error: Option<&ResolveError>) {
+        let was_failing = self.is_failing.swap(error.is_some(), Ordering::Relaxed);
+        match error {
+            Some(error) if !was_failing && self.is_unknown() => {
+                tracing::warn!(%error, "a provider's host has no address; it is looked up again and again");
+            }
+            Some(error) if !was_failing => {
+                tracing::warn!(%error, "keeping the addresses known so far; the host is looked up again and again");
+            }
+            None if was_failing => tracing::info!(host = self.host, "a provider's host has addresses again"),
+            Some(_) | None => {}
+        }
     }
 
     fn is_unknown(&self) -> bool {
@@ -214,6 +231,50 @@ mod tests {
         addresses(&target, &["10.0.0.1:80"]);
         assert!(target.look_up().await.is_err());
         assert_eq!(target.address().await.unwrap(), "10.0.0.1:80".parse().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_lasts_is_told_once_and_its_end_too() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = Told(Arc::clone(&told));
+        let subscriber = tracing_subscriber::fmt().without_time().with_writer(move || log.clone()).finish();
+        let _in_this_thread = tracing::subscriber::set_default(subscriber);
+        let target = Target::new("weir.invalid", 80, Duration::from_secs(5));
+        for known in [&[][..], &["10.0.0.1:80"]] {
+            addresses(&target, known);
+            for _ in 0..3 {
+                target.tell(Some(&target.error("no such name")));
+            }
+            for _ in 0..3 {
+                target.tell(None);
+            }
+        }
+        let lines = String::from_utf8(told.lock().unwrap().clone()).unwrap();
+        let count = |text: &str| lines.matches(text).count();
+        assert_eq!(
+            (
+                count("host has no address"),
+                count("keeping"),
+                count("has addresses again"),
+                lines.lines().count()
+            ),
+            (1, 1, 2, 4),
+            "{lines}"
+        );
+    }
+
+    #[derive(Clone)]
+    struct Told(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Told {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 
     #[tokio::test]
