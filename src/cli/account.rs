@@ -1,5 +1,6 @@
 //! `weir account`: who pays.
 
+use super::again::Again;
 use super::failure::Failure;
 use super::output::Report;
 use super::table::{Table, facts, or_dash};
@@ -133,10 +134,11 @@ impl Create {
             known_tier(books, tier)?;
         }
         let account = books.store.create_account(&email, tier.as_deref(), books.clock.wall()).await?;
+        let weir = &books.again;
         let people = format!(
             "Account {account} of {email} is made. Next:\n\
-             \x20 weir credit add --account {email} --usd 10.00 --reason \"...\"\n\
-             \x20 weir key create --account {email}"
+             \x20 {weir} credit add --account {email} --usd 10.00 --reason \"...\"\n\
+             \x20 {weir} key create --account {email}"
         );
         Report::new(&Created { account_id: account.to_string() }, people)
     }
@@ -160,14 +162,14 @@ impl List {
         };
         let page = books.store.accounts(after, self.limit, books.clock.wall()).await?;
         let listed: Vec<Listed<'_>> = page.accounts.iter().map(listed).collect();
-        Report::new(&listed, self.people(&page))
+        Report::new(&listed, self.people(&page, &books.again))
     }
 
-    fn people(&self, page: &AccountPage) -> String {
+    fn people(&self, page: &AccountPage, weir: &Again<'_>) -> String {
         let Some(last) = page.accounts.last() else {
             return match &self.after {
                 Some(account) => format!("No account was made after {account}."),
-                None => "There are no accounts; `weir account create` makes one.".to_owned(),
+                None => format!("There are no accounts; `{weir} account create` makes one."),
             };
         };
         let mut table =
@@ -186,7 +188,7 @@ impl List {
         let mut text = table.to_string();
         if page.has_more {
             let (limit, last) = (self.limit, last.account.account_id);
-            text.push_str(&format!("\nThere are more: weir account list --limit {limit} --after {last}\n"));
+            text.push_str(&format!("\nThere are more: {weir} account list --limit {limit} --after {last}\n"));
         }
         text
     }
@@ -267,8 +269,9 @@ impl Suspend {
         let Suspend { account, reason } = self;
         let id = books.store.find_account(&account).await?;
         books.store.suspend_account(id, &reason, books.clock.wall()).await?;
+        let weir = &books.again;
         Report::done(format!(
-            "Account {account} is suspended; `weir account resume {account}` lets it ask again."
+            "Account {account} is suspended; `{weir} account resume {account}` lets it ask again."
         ))
     }
 }

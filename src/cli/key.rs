@@ -170,7 +170,7 @@ impl List {
         let listed: Vec<Listed<'_>> =
             keys.iter().zip(&spent).map(|(key, spent)| listed(key, *spent, now)).collect();
         let people = if keys.is_empty() {
-            format!("{} has no keys; `weir key create` makes one.", self.account)
+            format!("{} has no keys; `{} key create` makes one.", self.account, books.again)
         } else {
             people(&keys, &spent, now)
         };

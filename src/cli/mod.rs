@@ -6,6 +6,7 @@
 //! A file for each noun has its arguments, what is done with them, and what is said of it.
 
 mod account;
+mod again;
 mod backup;
 mod check;
 mod credit;
@@ -29,6 +30,7 @@ mod values;
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::store::{Opened, Store};
+use again::Again;
 use clap::{CommandFactory, Parser, Subcommand};
 use failure::Failure;
 use output::{Output, Report};
@@ -108,6 +110,8 @@ enum OnBooks {
 /// What a command works with.
 struct Books<'a> {
     config: &'a Config,
+    /// For what is told to be typed next.
+    again: Again<'a>,
     store: Store,
     clock: Clock,
 }
@@ -136,10 +140,13 @@ fn execute(cli: Cli, arguments: &[OsString]) -> Result<Report, Failure> {
         Command::Completions(completions) => completions.run(Cli::command()),
         Command::Check(check) => {
             let loaded = Loaded::read(cli.config.as_deref())?;
-            on_books(&loaded.config, async |books| check.run(&loaded, books).await)
+            on_books(&loaded.config, Again(cli.config.as_deref()), async |books| {
+                check.run(&loaded, books).await
+            })
         }
         Command::OnBooks(command) => {
-            on_books(&Config::load(cli.config.as_deref())?, async |books| command.run(books).await)
+            let config = Config::load(cli.config.as_deref())?;
+            on_books(&config, Again(cli.config.as_deref()), async |books| command.run(books).await)
         }
     }
 }
@@ -147,11 +154,12 @@ fn execute(cli: Cli, arguments: &[OsString]) -> Result<Report, Failure> {
 /// Opens the books, works on them, and closes them, on this thread.
 fn on_books(
     config: &Config,
+    again: Again<'_>,
     work: impl AsyncFnOnce(&Books<'_>) -> Result<Report, Failure>,
 ) -> Result<Report, Failure> {
     block_on(async {
         let store = Store::open(&config.store.url, Opened::ByCommand).await?;
-        let books = Books { config, store, clock: Clock::system() };
+        let books = Books { config, again, store, clock: Clock::system() };
         let result = work(&books).await;
         books.store.close().await;
         result
