@@ -42,6 +42,8 @@ pub fn parse(bytes: &[u8]) -> Head {
     let mut read = &bytes[..bytes.len().min(MAX_BYTES)];
     if begins(WORD) {
         match memchr::memmem::find(&bytes[..bytes.len().min(VERSION_1_MAX_BYTES)], b"\r\n") {
+            // A carriage return on its own would end the head for the library, and leave the rest of the line to the client.
+            Some(end) if bytes[..end].contains(&b'\r') => return Head::Bad,
             Some(end) => read = &bytes[..end + 2],
             None if bytes.len() < VERSION_1_MAX_BYTES => return Head::Incomplete,
             None => return Head::Bad,
@@ -129,6 +131,7 @@ mod tests {
             b"\x16\x03\x01",
             b"PROXX",
             b"PROXY TCP4 x y 1 2\r\n",
+            b"PROXY UNKNOWN \rGET\r\n",
             b"\r\n\r\n\0\r\nQUIX",
         ] {
             assert_eq!(parse(bad), Head::Bad, "{}", String::from_utf8_lossy(bad));
