@@ -1,6 +1,6 @@
 //! The form of a stream's chunks: a provider writes each as the one before, but for what is said.
 //!
-//! Promises: what is read of a chunk by its form is what [`Answer`](super::Answer) reads of it, for a tenth of the work; a chunk of
+//! Promises: what is read of a chunk by its form is what [`Answer`] reads of it, for a tenth of the work; a chunk of
 //! another form is not read. Refuses to know: what the form says beside the text, which is none of what is billed by.
 
 use super::json::leading_string;
