@@ -210,15 +210,28 @@ async fn alone(path: &Path) -> Result<SqliteConnection, StoreError> {
         .journal_mode(SqliteJournalMode::Delete)
         .busy_timeout(LEAVE_WAIT);
     let mut connection = SqliteConnection::connect_with(&options).await?;
+    match take(&mut connection).await {
+        Ok(()) => Ok(connection),
+        Err(error) => {
+            // Closed here and not some time later: its end deletes the journal at this path, which may be another database's by then. Why
+            // it could not be taken says more than how its end fails.
+            let _closed = connection.close().await;
+            Err(error)
+        }
+    }
+}
+
+/// Locks a database against everybody else, and reads it.
+async fn take(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     // Exclusive from the first write on, of which this is none; the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode).
-    sqlx::raw_sql("BEGIN EXCLUSIVE; COMMIT").execute(&mut connection).await?;
+    sqlx::raw_sql("BEGIN EXCLUSIVE; COMMIT").execute(&mut *connection).await?;
     // A database that cannot be read is found out here, and not later.
     let version: i64 =
-        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut connection).await?;
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await?;
     if version > Store::schema_version() {
         return Err(StoreError::Schema(format!("it has migration {version}, of a newer weir")));
     }
-    Ok(connection)
+    Ok(())
 }
 
 /// Whether the error says that there is no database of ours, or a damaged one. Of any other, such as a disk that fails to be read or that is
