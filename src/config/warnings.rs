@@ -2,6 +2,7 @@
 
 use super::Config;
 use crate::clock::UnixMicros;
+use crate::relay::CERTIFICATE_ENDS_SOON_DAYS;
 use std::net::IpAddr;
 
 impl Config {
@@ -60,14 +61,11 @@ impl Config {
     }
 }
 
-/// So long before its end a certificate is warned of, in seconds.
-const ENDS_SOON_S: i64 = 14 * 86_400;
-
 /// Whether clients refuse a certificate by now, or will soon.
 pub(super) fn of_certificate(name: &str, ends_at_s: i64, now: UnixMicros) -> Option<String> {
     match ends_at_s.saturating_sub(now.0 / 1_000_000) {
         left if left <= 0 => Some(format!("certificate {name}: it has expired, and clients refuse it")),
-        left if left <= ENDS_SOON_S => {
+        left if left <= CERTIFICATE_ENDS_SOON_DAYS * 86_400 => {
             Some(format!("certificate {name}: it expires in {} days", left / 86_400))
         }
         _ => None,

@@ -14,6 +14,9 @@ use std::sync::Arc;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+/// A certificate that is renewed by a machine has been, so long before its end: nearer to it operators are warned.
+pub const CERTIFICATE_ENDS_SOON_DAYS: i64 = 14;
+
 /// A certificate, and those that lead to its authority.
 #[derive(Debug)]
 pub struct CertificateChain {

@@ -26,7 +26,7 @@ pub use adapter::{
 };
 pub use attempt::{Failure, Next, TOTAL_TIMEOUT, come_back, is_timeout};
 pub use body::{Body, Budget, Linger, Settings as BodySettings, Unread, linger, read_body};
-pub use certificate::{CertificateChain, CertificateError, ServerCertificate};
+pub use certificate::{CERTIFICATE_ENDS_SOON_DAYS, CertificateChain, CertificateError, ServerCertificate};
 pub use connection::{Connection, ConnectionLimits, Secured, Socket, await_head, head_read};
 pub use control::{Consent, Control, Pause, Settings as Silence};
 pub use curfew::Curfew;

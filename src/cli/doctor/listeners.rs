@@ -3,7 +3,7 @@
 use super::finding::Finding;
 use crate::clock::UnixMicros;
 use crate::config::{Config, Loaded};
-use crate::relay::ServerCertificate;
+use crate::relay::{CERTIFICATE_ENDS_SOON_DAYS, ServerCertificate};
 use rustix::fs::{Access, access};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -15,8 +15,6 @@ use std::time::Duration;
 
 /// For the answer of a server that runs.
 const ASK_MAX: Duration = Duration::from_secs(1);
-/// A certificate that is renewed by a machine has been, so long before its end.
-const ENDS_SOON_DAYS: i64 = 14;
 /// How a folder is made where a socket's is not there.
 const NEW_FOLDER_MODE: u32 = 0o700;
 
@@ -52,7 +50,7 @@ fn certificate(name: &str, certificate: &ServerCertificate, now: UnixMicros) -> 
         return Finding::fails(WHAT, format!("{says}, and has expired"), "renew it, then reload the server");
     }
     let says = format!("{says}, good for {days} days");
-    if days <= ENDS_SOON_DAYS {
+    if days <= CERTIFICATE_ENDS_SOON_DAYS {
         return Finding::warns(WHAT, says, "renew it, then reload the server");
     }
     if certificate.names().is_empty() {
