@@ -19,10 +19,9 @@ export WEIR_PROMETHEUS_DIR := $(PROMETHEUS)
 TOOLS := $(CURDIR)/target/tools
 CARGO_DENY := 0.20.2
 CARGO_DEB := 3.8.0
-CARGO_FUZZ := 0.13.2
 ADVISORIES := https://github.com/RustSec/advisory-db
 
-.PHONY: help run test soak fuzz lint deny deb package bench prometheus cargo c-tools python systemd-analyze
+.PHONY: help run test soak fuzz lint deny deb package bench prometheus cargo c-tools cxx python systemd-analyze
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
@@ -30,8 +29,9 @@ help: ## This list
 run: cargo c-tools ## Weir on http://127.0.0.1:8080/v1 with a demo provider, a funded account and a key, in ./weir-data
 	cargo run --locked -- serve --demo
 
-test: lint systemd-analyze $(E2E)/installed $(PROMETHEUS)/installed $(TOOLS)/cargo-deb-$(CARGO_DEB) ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients
+test: lint systemd-analyze $(E2E)/installed $(PROMETHEUS)/installed $(TOOLS)/cargo-deb-$(CARGO_DEB) ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients, and libFuzzer for seconds
 	$(BUILD) cargo test --locked --no-run
+	$(MAKE) --no-print-directory fuzz SECONDS=3
 	$(TESTS) cargo test --locked
 
 # `make soak KILLS=100 AWAY=20` is a shorter one.
@@ -43,28 +43,23 @@ soak: cargo c-tools python ## The crash tests at length, a stream of two minutes
 		timeout --foreground 15m cargo test --locked --test it -- upgrade:: stops:: --nocapture --test-threads=1
 
 # `make fuzz TARGET=body SECONDS=600` is a longer one of one target. What fails is in target/fuzz/found, to be a seed once it is mended.
-# Memory is safe here without a sanitizer: it is panics and broken promises that are looked for. Without a nightly toolchain the same is
-# tried blindly.
+# Memory is safe here without a sanitizer: it is panics and broken promises that are looked for.
 FUZZ := $(CURDIR)/target/fuzz
-TARGETS = $(or $(TARGET),$(notdir $(wildcard tests/fuzz/seeds/*)))
-fuzz: cargo c-tools $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ) ## What must hold for any bytes, by libFuzzer, a minute for each target (nightly Rust)
-	if ! cargo +nightly --version > /dev/null 2>&1; then
-		echo "NO NIGHTLY TOOLCHAIN: libFuzzer is not used, but changed seeds of the suite" >&2
-		WEIR_FUZZ_CASES=1000000 cargo test --locked --test it fuzz::
-		exit
-	fi
-	cp Cargo.lock tests/fuzz/Cargo.lock
-	export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 PATH="$(TOOLS)/bin:$$PATH"
+TARGETS = $(or $(TARGET),$(basename $(notdir $(wildcard tests/fuzz/src/bin/*.rs))))
+fuzz: cargo cxx ## What must hold for any bytes, by libFuzzer: every seed, then a minute for each target
+	export RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/fuzz/rustc
+	$(BUILD) cargo build --locked --package weir-fuzz
 	for target in $(TARGETS); do
 		mkdir -p $(FUZZ)/corpus/$$target $(FUZZ)/found/$$target
-		cargo +nightly fuzz run --fuzz-dir tests/fuzz --sanitizer none --target-dir $(FUZZ) $$target $(FUZZ)/corpus/$$target tests/fuzz/seeds/$$target -- \
-			-max_total_time=$(or $(SECONDS),60) -max_len=4096 -timeout=10 -artifact_prefix=$(FUZZ)/found/$$target/ -print_final_stats=1
+		echo "$$target:"
+		cargo run --quiet --locked --package weir-fuzz --bin $$target -- $(FUZZ)/corpus/$$target tests/fuzz/seeds/$$target -dict=tests/fuzz/dictionary \
+			-max_total_time=$(or $(SECONDS),60) -max_len=4096 -timeout=10 -artifact_prefix=$(FUZZ)/found/$$target/ -verbosity=0 -print_funcs=0 -print_final_stats=1
 	done
 
-lint: cargo c-tools deny ## Formatting, clippy, documentation links and `make deny`, warnings refused
+lint: cargo cxx deny ## Formatting, clippy, documentation links and `make deny`, warnings refused
 	@cargo fmt --version > /dev/null && cargo clippy --version > /dev/null || rustup component add rustfmt clippy
-	cargo fmt --check
-	$(BUILD) cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	$(BUILD) cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(BUILD) cargo doc --locked --no-deps --document-private-items
 
 # Known vulnerabilities are asked for where their database can be fetched; where it cannot, that is said, and is a failure with ADVISORY=required.
@@ -123,6 +118,12 @@ c-tools:
 	command -v cc > /dev/null || missing+=(gcc libc6-dev)
 	$(call apt-install)
 
+# libFuzzer comes as C++.
+cxx: c-tools
+	@missing=()
+	command -v c++ > /dev/null || missing+=(g++)
+	$(call apt-install)
+
 # It reads and rates the unit; nothing is started by it.
 systemd-analyze:
 	@missing=()
@@ -147,10 +148,6 @@ $(E2E)/installed: tests/e2e/requirements.txt tests/e2e/package.json | python
 
 $(TOOLS)/cargo-deny-$(CARGO_DENY): | cargo
 	$(BUILD) cargo install --quiet --locked --debug --root $(TOOLS) cargo-deny@$(CARGO_DENY)
-	touch $@
-
-$(TOOLS)/cargo-fuzz-$(CARGO_FUZZ): | cargo
-	$(BUILD) cargo install --quiet --locked --debug --root $(TOOLS) cargo-fuzz@$(CARGO_FUZZ)
 	touch $@
 
 $(TOOLS)/cargo-deb-$(CARGO_DEB): | cargo

@@ -24,7 +24,6 @@ mod edge;
 mod errors;
 mod exhausted;
 mod faults;
-mod fuzz;
 mod gone;
 mod headers;
 mod hostile;

@@ -14,7 +14,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("make lint", "part of `make test`, which runs this"),
     ("make soak", "takes an hour"),
     ("make bench", "takes minutes, and measures rather than tests"),
-    ("make fuzz", "takes minutes; the suite tries the same on its seeds"),
+    ("make fuzz", "takes minutes; `make test` does it for seconds"),
     ("make deny", "part of `make lint`"),
     ("make deb", "takes minutes; `package` makes the package from the binary under test"),
     ("git clone", "the clone is here"),

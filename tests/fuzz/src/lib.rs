@@ -1,7 +1,7 @@
 //! What must hold for any bytes at all: each function takes the bytes of one case and panics where a promise is broken.
 //!
-//! libFuzzer drives them in `targets/`, towards code that no case has reached (`make fuzz`); the test `fuzz` drives them over the seeds
-//! and changes of them, on any toolchain, in every run of the suite.
+//! A file of each one's name in `bin/` gives it to libFuzzer, which begins with its seeds and looks for cases that reach code that none has
+//! reached (`make fuzz`).
 
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -19,28 +19,11 @@ use weir::relay::proxy_protocol::{self as head, Head};
 use weir::secret::ApiKey;
 use weir::usage::Class;
 
-/// A target: its name, which is that of its seeds and of its file in `targets/`, and what runs a case.
-pub(crate) type Target = (&'static str, fn(&[u8]));
-
-/// All of them.
-pub(crate) const TARGETS: &[Target] = &[
-    ("sse", sse),
-    ("stream", stream),
-    ("body", body),
-    ("answer", answer),
-    ("journal", journal),
-    ("proxy_protocol", proxy_protocol),
-    ("forwarded", forwarded),
-    ("configuration", configuration),
-    ("prices", prices),
-    ("words", words),
-];
-
 /// Small, so that cases reach it.
 const EVENT_BYTES_MAX: usize = 256;
 
 /// Events are the same at whatever bytes a stream is cut.
-pub(crate) fn sse(data: &[u8]) {
+pub fn sse(data: &[u8]) {
     let Some((cut, text)) = data.split_first() else { return };
     let whole = events(&[text]);
     assert_eq!(events(&pieces(text, *cut)), whole, "cut every {cut} bytes");
@@ -72,7 +55,7 @@ fn events(pieces: &[&[u8]]) -> Events {
 }
 
 /// What a client gets of a stream, and what is billed, does not depend on where it was cut.
-pub(crate) fn stream(data: &[u8]) {
+pub fn stream(data: &[u8]) {
     let Some((cut, text)) = data.split_first() else { return };
     let settings = StreamSettings {
         endpoint: if cut & 1 == 0 { Endpoint::ChatCompletions } else { Endpoint::Completions },
@@ -99,7 +82,7 @@ fn metered(settings: StreamSettings, pieces: &[&[u8]]) -> String {
 }
 
 /// A body that is taken is JSON, is read by others as it is read here, and is changed in what the gateway changes alone.
-pub(crate) fn body(data: &[u8]) {
+pub fn body(data: &[u8]) {
     for endpoint in Endpoint::ALL {
         let Ok(mut ask) = Ask::parse(endpoint, data) else { continue };
         let before = keys(data);
@@ -132,7 +115,7 @@ fn keys(body: &[u8]) -> BTreeMap<String, Box<RawValue>> {
 }
 
 /// Providers are not trusted either.
-pub(crate) fn answer(data: &[u8]) {
+pub fn answer(data: &[u8]) {
     UpstreamFault::parse(data);
     for endpoint in Endpoint::ALL {
         if let Ok(whole) = Whole::read(endpoint, data) {
@@ -148,7 +131,7 @@ pub(crate) fn answer(data: &[u8]) {
 }
 
 /// Whatever became of a journal on the disk, what is read of it is the beginning of what was written.
-pub(crate) fn journal(data: &[u8]) {
+pub fn journal(data: &[u8]) {
     let Some((mode, rest)) = data.split_first() else { return };
     let (mut image, written) = written_journal();
     if mode & 1 == 0 {
@@ -265,7 +248,7 @@ impl Segment for MemorySegment {
 }
 
 /// What a client writes before it changes nothing of what a forwarder says, and makes nobody a client of whom nothing stands there.
-pub(crate) fn forwarded(data: &[u8]) {
+pub fn forwarded(data: &[u8]) {
     let forwarder = IpAddr::from([10, 0, 0, 1]);
     let client = |header: ForwarderHeader, lines: &[&[u8]]| {
         header.client(forwarder, lines.iter().copied(), |address| address == forwarder)
@@ -288,7 +271,7 @@ pub(crate) fn forwarded(data: &[u8]) {
 const PROXY_HEAD_BYTES: usize = 256;
 
 /// What a balancer says is the same however its bytes come in, and ends where it says that it ends.
-pub(crate) fn proxy_protocol(data: &[u8]) {
+pub fn proxy_protocol(data: &[u8]) {
     let whole = head::parse(data);
     // What can differ stands in the first bytes; behind them is padding, of which a piece now and then is enough.
     let cuts = (0..PROXY_HEAD_BYTES).chain((PROXY_HEAD_BYTES..data.len()).step_by(61)).chain([data.len()]);
@@ -304,7 +287,7 @@ pub(crate) fn proxy_protocol(data: &[u8]) {
 }
 
 /// A configuration is taken, or refused with the file's name and what is wrong.
-pub(crate) fn configuration(data: &[u8]) {
+pub fn configuration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Err(error) = Config::parse(text, "file.toml") {
         assert!(error.to_string().contains("file.toml"), "{error}");
@@ -312,7 +295,7 @@ pub(crate) fn configuration(data: &[u8]) {
 }
 
 /// The same for a file of prices, none of which is below zero.
-pub(crate) fn prices(data: &[u8]) {
+pub fn prices(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match weir::price::file::parse(text, "prices.toml") {
         Ok(prices) => assert!(prices.iter().all(|price| price.price.0 >= 0), "{prices:?}"),
@@ -321,7 +304,7 @@ pub(crate) fn prices(data: &[u8]) {
 }
 
 /// The words that people and clients type.
-pub(crate) fn words(data: &[u8]) {
+pub fn words(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(amount) = Micros::parse_usd(text) {
         assert!(amount.0 >= 0, "{text} is {amount:?}");
