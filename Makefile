@@ -80,7 +80,8 @@ deb: cargo c-tools $(TOOLS)/cargo-deb-$(CARGO_DEB) ## The Debian package, in tar
 	$(MAKE) --no-print-directory package
 	$(TOOLS)/bin/cargo-deb --locked --no-build --dbgsym --deb-revision $(REVISION)
 
-# What the package has besides the binary: the manual, completions, and the configuration with a service's own paths.
+# What the package has besides the binary: the manual, completions, and the configuration with a service's own paths; and that
+# of a container (conf/Containerfile), which is reached from outside and keeps all that it makes in its volume.
 WEIR = target/release/weir
 PACKAGE = $(dir $(WEIR))package
 
@@ -92,6 +93,8 @@ package:
 		-e 's|^#dir = "weir-data/|dir = "/var/lib/weir/|' -e 's|^api_key = "env:OPENAI_API_KEY"|api_key = "file:/etc/weir/credentials/openai"|' \
 		conf/weir.toml > $(PACKAGE)/weir.toml
 	if grep -nE 'weir-data|OPENAI_API_KEY' $(PACKAGE)/weir.toml; then echo "these are not the paths of a service" >&2; exit 1; fi
+	sed -e 's|^#\(.*\)weir-data/|\1/var/lib/weir/|' -e 's|^#listen = \["127.0.0.1:8080"\]|listen = ["0.0.0.0:8080"]|' \
+		-e 's|^#plain_http = "loopback"|plain_http = "anywhere"|' conf/weir.toml > $(PACKAGE)/container.toml
 	cp -r conf/prices.toml systemd/weir.service.d $$(ls -d conf/grafana conf/prometheus 2> /dev/null) $(PACKAGE)/share/
 	version=$$($(WEIR) --version | cut -d' ' -f2)
 	printf 'weir (%s-%s) stable; urgency=medium\n\n  * Release %s.\n\n -- The Weir authors <maintainers@weir.invalid>  %s\n' \

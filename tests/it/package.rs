@@ -1,6 +1,7 @@
 //! The Debian package, made from the binary under test: what is in it, and that its parts fit together without an installation.
 //!
-//! What needs root and a machine (its user, its service, an upgrade that keeps the edited configuration) is not tried here.
+//! What needs root and a machine (its user, its service, an upgrade that keeps the edited configuration) is not tried here. Nor is a
+//! container built, which takes base images: what `conf/Containerfile` does between them is.
 
 use crate::support::cli::shown;
 use std::collections::BTreeMap;
@@ -17,8 +18,7 @@ struct Unpacked {
 impl Unpacked {
     /// Does what `make deb` does, but for the build.
     fn make() -> Unpacked {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let tool = root.join("target/tools/bin/cargo-deb");
+        let tool = root().join("target/tools/bin/cargo-deb");
         assert!(tool.is_file(), "cargo-deb is not in {}: run `make test`, which installs it", tool.display());
         let directory = tempfile::tempdir().unwrap();
         let release = directory.path().join("release");
@@ -30,13 +30,13 @@ impl Unpacked {
             .arg("package")
             .arg(format!("WEIR={}", weir.display()))
             .env_remove("MAKEFLAGS")
-            .current_dir(root));
+            .current_dir(root()));
         let file = directory.path().join("weir.deb");
         run(Command::new(tool)
             .args(["--locked", "--offline", "--no-build", "--no-strip", "--fast", "--output"])
             .arg(&file)
             .env("CARGO_TARGET_DIR", directory.path())
-            .current_dir(root));
+            .current_dir(root()));
         run(Command::new("dpkg-deb").arg("-R").arg(&file).arg(directory.path().join("unpacked")));
         Unpacked { directory }
     }
@@ -118,15 +118,7 @@ fn the_unit_starts_what_is_packaged(package: &Unpacked) {
 /// The reference with a service's paths, read by the packaged binary from elsewhere.
 fn the_configuration_is_that_of_a_service(package: &Unpacked) {
     let config = package.text("etc/weir/weir.toml");
-    let reference = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/conf/weir.toml")).unwrap();
-    let changed: Vec<&str> = config
-        .lines()
-        .zip(reference.lines())
-        .filter(|(own, reference)| own != reference)
-        .map(|(own, _)| own.split(" = ").next().unwrap())
-        .collect();
-    assert_eq!(changed, ["url", "pepper", "dir", "api_key"]);
-    assert_eq!(config.lines().count(), reference.lines().count());
+    assert_eq!(changed(&config), ["url", "pepper", "dir", "api_key"]);
 
     // The same with the state and the key below the scratch root, since nothing here may write to /var/lib and /etc.
     let (state, etc) = (package.path("var/lib/weir"), package.path("etc/weir"));
@@ -149,5 +141,56 @@ fn the_configuration_is_that_of_a_service(package: &Unpacked) {
     fs::write(etc.join("credentials/openai"), "sk-test").unwrap();
     let checked = check();
     assert!(checked.status.success(), "{}", shown(&checked));
+    assert!(state.join("weir.db").is_file());
+}
+
+/// The keys that a configuration sets and the reference does not, or sets to something else.
+fn changed(config: &str) -> Vec<&str> {
+    let reference = fs::read_to_string(root().join("conf/weir.toml")).unwrap();
+    assert_eq!(config.lines().count(), reference.lines().count());
+    let pairs = config.lines().zip(reference.lines());
+    pairs.filter(|(own, other)| own != other).map(|(own, _)| own.split(" = ").next().unwrap()).collect()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn a_container_is_made_of_what_is_sent_to_its_build_and_its_configuration_is_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let context = directory.path().join("src");
+    let ignored = fs::read_to_string(root().join(".dockerignore")).unwrap();
+    for sent in ignored.lines().filter_map(|line| line.strip_prefix('!')) {
+        let path = context.join(sent);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(root().join(sent), path).unwrap();
+    }
+    run(Command::new("cargo")
+        .args(["metadata", "--offline", "--no-deps", "--format-version", "1"])
+        .current_dir(&context));
+    let release = context.join("target/release");
+    fs::create_dir_all(&release).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_weir"), release.join("weir")).unwrap();
+    run(Command::new("make")
+        .args(["--no-print-directory", "package", "SOURCE_DATE_EPOCH=0"])
+        .env_remove("MAKEFLAGS")
+        .current_dir(&context));
+
+    let containerfile = fs::read_to_string(root().join("conf/Containerfile")).unwrap();
+    let copied: Vec<&str> = containerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY --from=build /src/")?.split(' ').next())
+        .collect();
+    assert_eq!(copied, ["target/release/weir", "target/release/package/container.toml"]);
+    let config = fs::read_to_string(context.join(copied[1])).unwrap();
+    assert_eq!(changed(&config), ["listen", "plain_http", "url", "pepper", "dir"]);
+
+    let (state, here) = (directory.path().join("state"), directory.path().join("here.toml"));
+    fs::create_dir(&state).unwrap();
+    fs::write(&here, config.replace("/var/lib/weir", state.to_str().unwrap())).unwrap();
+    let mut weir = Command::new(context.join(copied[0]));
+    weir.arg("--config").arg(&here).arg("check").env("OPENAI_API_KEY", "sk-test").current_dir("/");
+    run(&mut weir);
     assert!(state.join("weir.db").is_file());
 }
