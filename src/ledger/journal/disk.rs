@@ -43,8 +43,9 @@ pub struct Directory {
     relief: Option<Arc<dyn Relief>>,
 }
 
-/// Zeros are written in pieces of this size.
-const ZEROS_BYTES: usize = 1 << 20;
+/// Zeros are written in pieces of this size, a page: in larger ones the kernel keeps them as one large block of its cache, through which
+/// every later write of a record goes page by page.
+const ZEROS_BYTES: usize = 4 << 10;
 
 impl Directory {
     /// The directory at this path, which must exist.
