@@ -5,6 +5,7 @@
 
 mod accept;
 mod admin;
+mod app;
 mod commands;
 mod demonstration;
 mod gauges;

@@ -15,6 +15,7 @@ mod drain;
 pub mod forwarded;
 pub mod head;
 pub mod headers;
+mod joined;
 mod peer;
 mod probe;
 pub mod proxy_protocol;
@@ -31,6 +32,7 @@ pub use connection::{Connection, ConnectionLimits, Secured, Socket, await_head, 
 pub use control::{Consent, Control, Pause, Settings as Silence};
 pub use curfew::Curfew;
 pub use drain::{Drains, Settings as DrainSettings};
+pub use joined::JoiningConnector;
 pub use peer::{Origin, OriginError, Timeouts, build as build_peer};
 pub use probe::{Reached, Unreached, probe};
 pub use resolve::{ResolveError, Resolver, Settings as ResolverSettings, Target};

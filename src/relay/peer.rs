@@ -4,6 +4,7 @@
 //! wait is without a bound; connections are shared within a provider and never between two.
 //! Refuses to know: how an address was found, and what is sent.
 
+use super::joined;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -116,7 +117,7 @@ pub fn build(address: SocketAddr, origin: &Origin, timeouts: &Timeouts, group: u
     options.read_timeout = Some(timeouts.read);
     options.write_timeout = Some(timeouts.write);
     options.idle_timeout = Some(timeouts.idle);
-    options.alpn = if origin.tls { ALPN::H2H1 } else { ALPN::H1 };
+    options.alpn = if origin.tls { ALPN::H2H1 } else { joined::protocol() };
     options.max_h2_streams = MAX_H2_STREAMS;
     options.h2_stream_window_size = Some(H2_STREAM_WINDOW);
     options.h2_connection_window_size = Some(H2_CONNECTION_WINDOW);
@@ -180,6 +181,6 @@ mod tests {
         assert!(options.connection_timeout.is_some() && options.total_connection_timeout.is_some());
         assert!(options.read_timeout.is_some() && options.write_timeout.is_some());
         assert!(options.idle_timeout.is_some());
-        assert_eq!(options.alpn, ALPN::H1);
+        assert_eq!(options.alpn, joined::protocol());
     }
 }

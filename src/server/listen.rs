@@ -6,14 +6,13 @@
 
 use super::ServeError;
 use super::accept::{self, Before, Connections, Listener, accept};
+use super::app::{self, App};
 use super::sockets::Sockets;
 use super::tls::{self, Certificates};
 use crate::authenticate::Network;
 use crate::config::Config;
 use crate::proxy::Proxy;
-use pingora::apps::{HttpServerOptions, ServerApp as _};
-use pingora::proxy::{HttpProxy, http_proxy};
-use pingora::server::configuration::ServerConf;
+use pingora::apps::ServerApp as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -50,7 +49,7 @@ pub(super) struct Listening {
 pub(super) struct Running {
     runtime: Runtime,
     accepting: JoinSet<()>,
-    app: Arc<HttpProxy<Proxy>>,
+    app: Arc<App>,
     /// True: accept nothing more; each connection has at most one more request.
     closing: watch::Sender<bool>,
 }
@@ -80,7 +79,7 @@ impl Listening {
             .enable_all()
             .build()?;
         let (closing, is_closing) = watch::channel(false);
-        let app = Arc::new(app(proxy, settings));
+        let app = Arc::new(app::make(proxy, settings)?);
         let mut accepting = JoinSet::new();
         let balancers: Arc<[Network]> = settings.balancers.clone().into();
         let plain = Before { balancers: Arc::clone(&balancers), tls: None };
@@ -102,21 +101,6 @@ impl Listening {
         }
         Ok(Running { runtime, accepting, app, closing })
     }
-}
-
-fn app(proxy: Proxy, settings: &Settings) -> HttpProxy<Proxy> {
-    let conf = ServerConf {
-        threads: settings.threads,
-        upstream_keepalive_pool_size: settings.pool_size,
-        max_retries: settings.attempts_max,
-        ..ServerConf::default()
-    };
-    let mut app = http_proxy(&Arc::new(conf), proxy);
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    options.h2_idle_timeout = Some(settings.keepalive);
-    app.server_options = Some(options);
-    app
 }
 
 impl Running {

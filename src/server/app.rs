@@ -1,0 +1,90 @@
+//! Pingora's proxy, with a connector of Weir's own.
+//!
+//! Promises: the proxy is in nobody else's hands when it is given out, and nothing that was started for it goes on.
+//! Refuses to know: what the connector does, and where requests come from.
+//!
+//! Pingora makes a proxy with another connector only inside a service of its own, and shows it to nobody but the handler of protocols
+//! that it does not know. So such a service is started here, on a socket for the one connection by which the proxy comes out.
+
+use super::listen::Settings;
+use crate::proxy::Proxy;
+use crate::relay::JoiningConnector;
+use pingora::apps::HttpServerOptions;
+use pingora::connectors::ConnectorOptions;
+use pingora::proxy::{HttpProxy, ProxyServiceBuilder};
+use pingora::server::configuration::ServerConf;
+use pingora::server::{Fds, ListenFds};
+use pingora::services::Service as _;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+/// Pingora's proxy before ours.
+pub(super) type App = HttpProxy<Proxy, JoiningConnector>;
+
+/// All that happens meanwhile is a connection of this process to itself.
+const MAKE_MAX: Duration = Duration::from_secs(10);
+
+/// Makes the proxy. Not to be called on a runtime.
+///
+/// # Errors
+///
+/// The system refused a socket or a connection on the loopback interface.
+pub(super) fn make(proxy: Proxy, settings: &Settings) -> io::Result<App> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let shown = runtime.block_on(async { timeout(MAKE_MAX, shown(proxy, settings)).await });
+    // With it goes the service, and all else that holds the proxy.
+    drop(runtime);
+    let mut app = Arc::into_inner(shown??).ok_or_else(|| io::Error::other("the proxy is still in use"))?;
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(settings.keepalive);
+    app.server_options = Some(options);
+    Ok(app)
+}
+
+async fn shown(proxy: Proxy, settings: &Settings) -> io::Result<Arc<App>> {
+    let conf = Arc::new(ServerConf {
+        threads: settings.threads,
+        upstream_keepalive_pool_size: settings.pool_size,
+        max_retries: settings.attempts_max,
+        ..ServerConf::default()
+    });
+    let connector = JoiningConnector::new(ConnectorOptions::from_server_conf(&conf));
+    let (show, mut shown) = mpsc::channel::<Arc<App>>(1);
+    let to_show = Arc::new(move |app, _: _, _: &_| {
+        // Whoever connects first brings it out; it is the same for all.
+        let _ = show.try_send(app);
+        Box::pin(std::future::ready(None)) as _
+    });
+    let mut options = HttpServerOptions::default();
+    options.force_custom = true;
+    let mut service =
+        ProxyServiceBuilder::new(&conf, proxy).custom(connector, to_show).server_options(options).build();
+    let (address, listening) = listening()?;
+    service.add_tcp(&address.to_string());
+    let (_goes_on, has_ended) = watch::channel(false);
+    tokio::select! {
+        () = service.start_service(Some(listening), has_ended, 1) => Err(io::Error::other("Pingora's service ended")),
+        app = async {
+            let _connection = TcpStream::connect(address).await?;
+            shown.recv().await.ok_or_else(|| io::Error::other("Pingora's service shows nothing"))
+        } => app,
+    }
+}
+
+/// A listening socket that only this process knows of, as Pingora takes one over.
+fn listening() -> io::Result<(SocketAddr, ListenFds)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let mut listening = Fds::new();
+    listening.add(address.to_string(), listener.into_raw_fd());
+    Ok((address, Arc::new(listening.into())))
+}
