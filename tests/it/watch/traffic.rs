@@ -82,7 +82,7 @@ impl Scene {
         gateway.ask(&Request::get("/v1/models").key(&gateway.account.key)).ok();
     }
 
-    /// A failover, a circuit that opens, a model without a route, an answer that breaks off, a client that leaves.
+    /// A failover, a circuit that opens, a model without a route, an answer that breaks off, clients that leave.
     fn failing(&self) {
         let gateway = &self.gateway;
         for _ in 0..2 {
@@ -98,6 +98,13 @@ impl Scene {
         self.main.next(Answer::stream().event(&chunk("b")).wait_for_end());
         let (mut connection, _) = gateway.begin(&of("rich", &hello_stream()));
         connection.chunk().unwrap();
+        drop(connection);
+        let asked = self.main.count();
+        self.main.next(Answer::never());
+        let connection = gateway.send(&of("rich", &hello()));
+        wait_for("the provider to be asked", Duration::from_secs(5), || {
+            (self.main.count() > asked).then_some(())
+        });
         drop(connection);
         // More than the account has: the rest is owed.
         self.main.next(Answer::json(200, &chat("A long one", &usage(12, 50_000))));
