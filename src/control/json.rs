@@ -49,9 +49,10 @@ impl Fields {
         if self.result.is_err() || field.name().starts_with("log.") {
             return;
         }
-        self.line.push(',');
-        text(&mut self.line, field.name());
-        self.line.push(':');
+        // A name is one of Rust's: nothing in it is escaped.
+        self.line.push_str(",\"");
+        self.line.push_str(field.name());
+        self.line.push_str("\":");
         self.result = value(&mut self.line);
     }
 }

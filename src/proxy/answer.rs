@@ -3,12 +3,13 @@
 use super::trace::Trace;
 use crate::openai;
 use crate::refusal::Refused;
-use crate::relay::headers::json_answer;
+use crate::relay::headers::{json_answer, value};
 use crate::relay::{self, Linger};
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, RETRY_AFTER};
+use http::response::Parts;
+use http::{HeaderMap, HeaderValue};
 use pingora::Result;
-use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::time::Duration;
 
@@ -48,37 +49,38 @@ pub(super) async fn write_refusal(session: &mut Session, trace: &mut Trace, refu
     let body = openai::error_body(refused);
     let status = refused.kind.wire().status;
     let mut head = json_answer(status, body.len())?;
-    advise(&mut head, refused)?;
+    advise(&mut head.headers, refused)?;
     trace.decorate(&mut head)?;
     if trace.is_body_unread() {
-        head.insert_header(CONNECTION, "close")?;
+        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     trace.answered(status);
     write(session, head, body).await
 }
 
 /// The headers that tell a client whether and when to try again.
-pub(super) fn advise(head: &mut ResponseHeader, refused: &Refused) -> Result<()> {
+pub(super) fn advise(headers: &mut HeaderMap, refused: &Refused) -> Result<()> {
     if let Some(should_retry) = refused.kind.wire().should_retry {
-        head.insert_header("x-should-retry", if should_retry { "true" } else { "false" })?;
+        headers
+            .insert("x-should-retry", HeaderValue::from_static(if should_retry { "true" } else { "false" }));
     }
     if let Some(request) = refused.original {
-        head.insert_header("x-weir-original-request-id", request.to_string())?;
+        headers.insert("x-weir-original-request-id", value(request.to_string())?);
     }
     if refused.kind == crate::refusal::Kind::MethodNotAllowed {
         let allowed = if refused.public.contains("GET") { "GET" } else { "POST" };
-        head.insert_header(ALLOW, allowed)?;
+        headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
     if let Some(wait) = refused.retry_after {
         // Never 0: one of the official SDKs would come back at once, for ever.
         let wait = wait.clamp(Duration::from_millis(50), RETRY_AFTER_MAX);
-        head.insert_header("retry-after-ms", wait.as_millis().to_string())?;
-        head.insert_header(RETRY_AFTER, wait.as_millis().div_ceil(1_000).max(1).to_string())?;
+        headers.insert("retry-after-ms", value(wait.as_millis().to_string())?);
+        headers.insert(RETRY_AFTER, value(wait.as_millis().div_ceil(1_000).max(1).to_string())?);
     }
     Ok(())
 }
 
-async fn write(session: &mut Session, head: ResponseHeader, body: Vec<u8>) -> Result<()> {
-    session.write_response_header(Box::new(head), false).await?;
+async fn write(session: &mut Session, head: Parts, body: Vec<u8>) -> Result<()> {
+    session.write_response_header(Box::new(head.into()), false).await?;
     session.write_response_body(Some(Bytes::from(body)), true).await
 }

@@ -90,15 +90,15 @@ impl Exchange {
         };
         let edits = candidate.provider.dialect.edits(&self.ask, &candidate.upstream_model);
         let outgoing = Bytes::from(openai::splice(body, &edits));
-        let version = head.version;
-        *head = upstream_request(
+        let mut ours = upstream_request(
             &candidate.provider,
             origin,
             self.ask.endpoint,
             self.ask.stream,
             outgoing.len(),
         )?;
-        head.set_version(version);
+        ours.version = head.version;
+        *head = ours.into();
         self.outgoing_body = Some(outgoing);
         if let Some((model, price)) = self.attempts.served() {
             self.bill.serve_as(&model.name, price);
@@ -143,8 +143,9 @@ impl Exchange {
                 max_event_bytes: settings.event_max_bytes,
             });
             self.bill.begin_stream(meter).await;
-            *head = stream_answer()?;
-            trace.decorate(head)?;
+            let mut ours = stream_answer();
+            trace.decorate(&mut ours)?;
+            *head = ours.into();
             self.answer = Answer::Stream;
         } else if is_success {
             self.answer = Answer::Whole(Vec::new());
@@ -248,7 +249,7 @@ impl Exchange {
                 let left = self.left(trace);
                 trace.settled(self.bill.settle_whole(&whole, left), self.bill.ttft_ms());
                 self.wait_until_synced();
-                self.control.replace_head(head);
+                self.control.replace_head(head.into());
                 self.answer = Answer::Ended;
                 Ok(Some(Bytes::from(body)))
             }
@@ -282,14 +283,14 @@ impl Exchange {
         let status = refused.kind.wire().status;
         let mut head = json_answer(status, body.len())?;
         trace.refused(refused);
-        answer::advise(&mut head, refused)?;
+        answer::advise(&mut head.headers, refused)?;
         trace.decorate(&mut head)?;
         let (outcome, status) = match self.left(trace) {
             Some(status) => (Outcome::ClientGone, status),
             None => (unanswered(refused.kind), status),
         };
         trace.settled(self.bill.settle_free(outcome, status), None);
-        self.control.replace_head(head);
+        self.control.replace_head(head.into());
         self.answer = Answer::Ended;
         Ok(Some(Bytes::from(body)))
     }

@@ -10,17 +10,20 @@ use crate::meter::Ending;
 use crate::metrics::{Attempt, Billed, Metrics, RequestEnd};
 use crate::openai::{Ask, Endpoint};
 use crate::refusal::{Kind, Limit, Refused};
+use crate::relay::headers::value;
 use crate::route::{Model, Why};
 use crate::settle::{STATUS_CLIENT_GONE, Settlement};
 use crate::telemetry::{Finished, Remote, Traces};
 use http::header::{CONTENT_LENGTH, HeaderName};
-use pingora::http::ResponseHeader;
+use http::response::Parts;
 use pingora::proxy::Session;
 use pingora::{ErrorType, Result};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MODEL: HeaderName = HeaderName::from_static("x-weir-model");
+const MAX_OUTPUT_TOKENS: HeaderName = HeaderName::from_static("x-weir-max-output-tokens");
 const RATELIMIT_LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
 const RATELIMIT_REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
 const RATELIMIT_RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
@@ -255,22 +258,23 @@ impl Trace {
     }
 
     /// Names the request and the caller's limits in the head of its answer.
-    pub(super) fn decorate(&mut self, head: &mut ResponseHeader) -> Result<()> {
+    pub(super) fn decorate(&mut self, head: &mut Parts) -> Result<()> {
         self.status = head.status.as_u16();
-        head.insert_header(REQUEST_ID, self.request_id.to_string())?;
+        let headers = &mut head.headers;
+        headers.insert(REQUEST_ID, value(self.request_id.to_string())?);
         if let Some(attempt) = self.attempts.last().filter(|_| self.is_stood_in()) {
-            head.insert_header("x-weir-model", attempt.model.as_str())?;
+            headers.insert(MODEL, value(attempt.model.as_str())?);
         }
         if let Some(tokens) = self.output_limit {
-            head.insert_header("x-weir-max-output-tokens", tokens.to_string())?;
+            headers.insert(MAX_OUTPUT_TOKENS, tokens.into());
         }
         if let Some(RateStanding { requests, tokens }) = self.limits {
-            head.insert_header(RATELIMIT_LIMIT_REQUESTS, requests.limit)?;
-            head.insert_header(RATELIMIT_REMAINING_REQUESTS, requests.remaining)?;
-            head.insert_header(RATELIMIT_RESET_REQUESTS, reset(requests.reset))?;
-            head.insert_header(RATELIMIT_LIMIT_TOKENS, tokens.limit)?;
-            head.insert_header(RATELIMIT_REMAINING_TOKENS, tokens.remaining)?;
-            head.insert_header(RATELIMIT_RESET_TOKENS, reset(tokens.reset))?;
+            headers.insert(RATELIMIT_LIMIT_REQUESTS, requests.limit.into());
+            headers.insert(RATELIMIT_REMAINING_REQUESTS, requests.remaining.into());
+            headers.insert(RATELIMIT_RESET_REQUESTS, value(reset(requests.reset))?);
+            headers.insert(RATELIMIT_LIMIT_TOKENS, tokens.limit.into());
+            headers.insert(RATELIMIT_REMAINING_TOKENS, tokens.remaining.into());
+            headers.insert(RATELIMIT_RESET_TOKENS, value(reset(tokens.reset))?);
         }
         Ok(())
     }

@@ -73,7 +73,7 @@ async fn shown(proxy: Proxy, settings: &Settings) -> io::Result<Arc<App>> {
     tokio::select! {
         () = service.start_service(Some(listening), has_ended, 1) => Err(io::Error::other("Pingora's service ended")),
         app = async {
-            let _connection = TcpStream::connect(address).await?;
+            let _connection = TcpStream::connect(address).await.map_err(|error| to_itself(address, &error))?;
             shown.recv().await.ok_or_else(|| io::Error::other("Pingora's service shows nothing"))
         } => app,
     }
@@ -81,10 +81,17 @@ async fn shown(proxy: Proxy, settings: &Settings) -> io::Result<Arc<App>> {
 
 /// A listening socket that only this process knows of, as Pingora takes one over.
 fn listening() -> io::Result<(SocketAddr, ListenFds)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let listener = TcpListener::bind(any).map_err(|error| to_itself(any, &error))?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let mut listening = Fds::new();
     listening.add(address.to_string(), listener.into_raw_fd());
     Ok((address, Arc::new(listening.into())))
+}
+
+fn to_itself(address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "this process cannot connect to itself at {address}, the loopback interface: {error}"
+    ))
 }

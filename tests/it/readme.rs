@@ -32,7 +32,10 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("systemctl ", "there is no systemd to ask, nor an installed service"),
     ("journalctl ", "there is no systemd to ask, nor an installed service"),
     ("curl https://", "needs the network"),
-    ("podman ", "needs base images and a release build; `package` does what is between, with the binary under test"),
+    (
+        "podman ",
+        "needs base images and a release build; `package` does what is between, with the binary under test",
+    ),
     ("export OPENAI_API_KEY", "the session has no account at a real provider"),
     ("weir restore", "the gateway of the session runs; the tests of `crash::restored` do it"),
     ("weir --config weir.toml serve", "its addresses are those of the gateway that runs already"),
