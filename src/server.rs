@@ -18,12 +18,14 @@ mod rules;
 mod serving;
 mod settings;
 mod sockets;
+mod starter;
 mod stop;
 mod tasks;
 mod tls;
 mod upgrade;
 
 pub use commands::{CommandError, upgrade};
+pub use starter::start_successor;
 pub use upgrade::{Launch, TAKE_OVER};
 
 use crate::admit::{Admitter, Guard};

@@ -29,6 +29,7 @@ mod values;
 
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
+use crate::server;
 use crate::store::{Opened, Store};
 use again::Again;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -119,6 +120,10 @@ struct Books<'a> {
 /// Carries out the command of these arguments, the first of which is the program's name, and says what came of it.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A part of an upgrade, and nothing to type.
+    if let Some(started) = server::start_successor(&arguments) {
+        return if started.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     match Cli::try_parse_from(&arguments) {
         Ok(cli) => {
             let output = Output::new(cli.json);

@@ -13,6 +13,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown,
     socketpair,
 };
+use rustix::process::Pid;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,12 +38,17 @@ pub(super) enum Word {
     Passed,
     /// The one that it handed over to has ended, and left nobody.
     Lost,
+    /// The one that serves was told to stop, and does.
+    Stops,
 }
 
 /// The first byte of a message with a socket; its name follows.
 const SOCKET: u8 = b'S';
 /// The first byte of the message that tells where the books are.
 const BOOKS: u8 = b'B';
+/// The first byte of what the starter tells: the process that it started; how that ended.
+const STARTED: u8 = b'I';
+const ENDED: u8 = b'X';
 /// The longest message: two paths (4,096 bytes each, limits.h), escaped.
 const MESSAGE_BYTES_MAX: usize = 64 * 1_024;
 /// The longest name: a path of a socket (108 bytes, unix(7)), an address.
@@ -51,6 +57,10 @@ const NAME_BYTES_MAX: usize = 512;
 const SOCKETS_MAX: usize = 1_024;
 /// For what the other side has sent already, or sends at once.
 const PROMPT: Duration = Duration::from_secs(10);
+/// For what a process that is gone has said, and for the starter to tell of its end.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+/// Between two looks at a side that says nothing for as long as it serves.
+const LONG: Duration = Duration::from_secs(3_600);
 
 impl Channel {
     /// Ours, and the one to start the new process with.
@@ -75,8 +85,7 @@ impl Channel {
         if books.len() >= MESSAGE_BYTES_MAX {
             return Err(io::Error::other("the paths of the books are too long"));
         }
-        let text = [IoSlice::new(&[BOOKS]), IoSlice::new(books.as_bytes())];
-        sendmsg(&self.0, &text, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+        self.tell(BOOKS, books)?;
         for (name, socket) in sockets {
             if name.len() > NAME_BYTES_MAX {
                 return Err(io::Error::other(format!("the name of the listener {name} is too long")));
@@ -122,6 +131,37 @@ impl Channel {
         Err(io::Error::other("too many listeners"))
     }
 
+    /// For the starter: this process runs. Whoever waits hears it before anything from that process, which waits itself.
+    pub(super) fn say_started(&self, process: u32) -> io::Result<()> {
+        self.tell(STARTED, &process.to_string())
+    }
+
+    /// For the starter: the process has ended, or was never started.
+    pub(super) fn say_ended(&self, how: &str) -> io::Result<()> {
+        self.tell(ENDED, how)
+    }
+
+    /// Waits for the starter to tell which process runs.
+    pub(super) fn hear_started(&self) -> io::Result<Pid> {
+        let (text, _) = self.next(PROMPT)?;
+        match text.split_first() {
+            Some((&STARTED, id)) => std::str::from_utf8(id)
+                .ok()
+                .and_then(|id| id.parse().ok())
+                .filter(|id: &i32| *id > 0)
+                .and_then(Pid::from_raw)
+                .ok_or_else(|| io::Error::other("the starter told no process")),
+            _ => Err(unexpected(&text, "the start")),
+        }
+    }
+
+    fn tell(&self, kind: u8, text: &str) -> io::Result<()> {
+        let message = [&[kind], text.as_bytes()].concat();
+        let mut nothing = SendAncillaryBuffer::default();
+        sendmsg(&self.0, &[IoSlice::new(&message)], &mut nothing, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
     /// Says a word.
     pub(super) fn say(&self, word: Word) -> io::Result<()> {
         let byte = [word.byte()];
@@ -135,7 +175,48 @@ impl Channel {
         let (text, _) = self.next(most)?;
         match text.as_slice() {
             [byte] if *byte == word.byte() => Ok(()),
-            _ => Err(io::Error::other(format!("{word:?} was expected, and something else was said"))),
+            _ => Err(unexpected(&text, &format!("{word:?}"))),
+        }
+    }
+
+    /// Waits until the other side is gone: whether it has said by then that it passed on, and never that this was in vain, or that it
+    /// stops.
+    pub(super) fn is_left_in_order(&self) -> bool {
+        let mut last = None;
+        loop {
+            match self.next(LONG) {
+                Ok((text, _)) => last = text.first().copied(),
+                Err(fault) if is_not_the_end(&fault) => {}
+                Err(_) => return [Word::Passed, Word::Stops].map(|word| Some(word.byte())).contains(&last),
+            }
+        }
+    }
+
+    /// Whether the other side is gone by now.
+    pub(super) fn is_gone(&self) -> bool {
+        let mut byte = [0];
+        let mut nothing = RecvAncillaryBuffer::default();
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match recvmsg(&self.0, &mut [IoSliceMut::new(&mut byte)], &mut nothing, flags) {
+            Ok(peeked) => peeked.bytes == 0,
+            Err(fault) => fault != Errno::AGAIN && fault != Errno::INTR,
+        }
+    }
+
+    /// How the process ended, where that is why something failed here: it stands behind all that it said before.
+    pub(super) fn why(&self, fault: io::Error) -> io::Error {
+        const GONE: [io::ErrorKind; 3] =
+            [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof];
+        if !GONE.contains(&fault.kind()) {
+            return fault;
+        }
+        loop {
+            match self.next(LAST_WORDS_MAX) {
+                Ok((text, _)) if text.first() == Some(&ENDED) => return unexpected(&text, ""),
+                Ok(_) => {}
+                Err(fault) if fault.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(_) => return fault,
+            }
         }
     }
 
@@ -177,6 +258,18 @@ impl Channel {
     }
 }
 
+/// A reset is told once, where the other side left something unread; what it said before is still there, and then the end.
+fn is_not_the_end(fault: &io::Error) -> bool {
+    [io::ErrorKind::TimedOut, io::ErrorKind::ConnectionReset].contains(&fault.kind())
+}
+
+fn unexpected(text: &[u8], expected: &str) -> io::Error {
+    match text.split_first() {
+        Some((&ENDED, how)) => io::Error::other(format!("it has ended ({})", String::from_utf8_lossy(how))),
+        _ => io::Error::other(format!("{expected} was expected, and something else was said")),
+    }
+}
+
 impl Word {
     fn byte(self) -> u8 {
         match self {
@@ -186,6 +279,7 @@ impl Word {
             Word::Serving => b'V',
             Word::Passed => b'P',
             Word::Lost => b'L',
+            Word::Stops => b'T',
         }
     }
 }

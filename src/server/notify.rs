@@ -7,9 +7,9 @@ use super::stop::Stop;
 use crate::ledger::Ledger;
 use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
-use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Tells the service manager. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -35,9 +35,15 @@ impl Notifier {
         }
     }
 
-    /// The process stops.
-    pub(super) fn stopping(&self, status: &str) {
-        self.tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    /// The process stops, and may take so long for it, also where the service manager would wait for less. It is the time of all processes
+    /// of the service.
+    pub(super) fn stopping(&self, status: &str, most: Duration) {
+        let most = u32::try_from(most.as_micros()).unwrap_or(u32::MAX);
+        self.tell(&[
+            NotifyState::Stopping,
+            NotifyState::Status(status),
+            NotifyState::ExtendTimeoutUsec(most),
+        ]);
     }
 
     /// What the process does, for people.
@@ -59,17 +65,22 @@ impl Notifier {
 
     /// Tells the process that has just taken over to stop, too: who stops this one may not know of it yet. A service manager does, and
     /// tells every process itself; a second signal would hurry this one.
-    pub(super) fn pass_on(&self, stop: Stop, to: &Child) {
-        if std::env::var_os("NOTIFY_SOCKET").is_some() {
+    pub(super) fn pass_on(&self, stop: Stop, to: Pid) {
+        if Self::is_managed() {
             return;
         }
         let signal = match stop {
             Stop::Drain => Signal::TERM,
             Stop::Now => Signal::INT,
         };
-        if let Err(fault) = kill_process(Pid::from_child(to), signal) {
-            tracing::error!(%fault, process_id = to.id(), "the new process is not told to stop");
+        if let Err(fault) = kill_process(to, signal) {
+            tracing::error!(%fault, process_id = to.as_raw_pid(), "the new process is not told to stop");
         }
+    }
+
+    /// Whether there is a service manager, which tells every process of the service itself to stop.
+    pub(super) fn is_managed() -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some()
     }
 
     /// Feeds the watchdog, if the service manager keeps one, whenever the writer has turned since the last look.

@@ -18,7 +18,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 /// A process that serves.
 pub(super) struct Serving<'a> {
@@ -66,6 +65,7 @@ impl Serving<'_> {
             match end {
                 End::HandedOver(successor, told) => self.hand_over(successor, told, signals).await,
                 End::Told(stop) => {
+                    self.tell_before(Word::Stops);
                     self.stop(stop, self.config.server.stop_delay, signals).await;
                     Ok(())
                 }
@@ -109,7 +109,7 @@ impl Serving<'_> {
             };
             match (outcome, end) {
                 (Ok(successor), end) => {
-                    let process_id = successor.child.id();
+                    let process_id = successor.process.as_raw_pid().unsigned_abs();
                     tracing::info!(process_id, "another process serves from now on");
                     self.notifier.hand_over(process_id);
                     request.answer(Ok(process_id));
@@ -118,7 +118,7 @@ impl Serving<'_> {
                         Some(End::Broken(_) | End::HandedOver(..)) | None => None,
                     };
                     if let Some(stop) = told {
-                        self.notifier.pass_on(stop, &successor.child);
+                        self.notifier.pass_on(stop, successor.process);
                     }
                     return End::HandedOver(successor, told);
                 }
@@ -153,8 +153,9 @@ impl Serving<'_> {
     /// Stops by order, or because nothing else is left; the listeners stay open for this long.
     async fn stop(&mut self, stop: Stop, delay: Duration, signals: &mut Signals) {
         self.readiness.set(false);
-        self.notifier.stopping(&format!("stopping; {} requests under way", self.parts.under_way()));
         let drain_timeout = self.parts.stopping.begin();
+        let status = format!("stopping; {} requests under way", self.parts.under_way());
+        self.notifier.stopping(&status, delay + drain_timeout + CLOSE_MAX);
         let mut drain = if stop == Stop::Now { Duration::ZERO } else { drain_timeout };
         if stop == Stop::Drain && !delay.is_zero() {
             // Load balancers look, and send their clients elsewhere.
@@ -170,10 +171,17 @@ impl Serving<'_> {
             drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX),
             "stopping"
         );
-        let has_ended = self.parts.has_drained();
-        if signals.drain(has_ended, drain).await != Drained::All {
+        if signals.drain(self.is_last(), drain).await != Drained::All {
             self.end_what_is_left(signals).await;
         }
+    }
+
+    /// Whether nothing is under way here, nor in the process that this one took over from, where a service manager stops both: it takes
+    /// the end of its main process for that of the service, and tells who is left once more to stop, which would hurry it.
+    fn is_last(&self) -> impl Fn() -> bool {
+        let has_drained = self.parts.has_drained();
+        let before = self.before.as_ref().filter(|_| Notifier::is_managed());
+        move || has_drained() && before.is_none_or(Channel::is_gone)
     }
 
     /// Drains behind a process that serves already. Connections that are kept are served, each for one more request, until their time is
@@ -191,40 +199,49 @@ impl Serving<'_> {
         self.readiness.set(false);
         self.close();
         self.closing.send_replace(true);
-        if let Some(before) = &self.before {
-            // It may be gone.
-            let _ = before.say(Word::Passed);
-        }
-        let mut successor = watch_over(successor, self.books);
+        self.tell_before(Word::Passed);
+        let channel = Arc::clone(&successor.channel);
+        let lost = lost(successor, self.books);
+        tokio::pin!(lost);
         let server = &self.config.server;
         let (connections, clock) = (self.parts.connections.clone(), self.parts.clock.clone());
         let kept_until = clock.now() + server.keepalive_timeout;
         let has_drained = self.parts.has_drained();
         let has_ended = move || has_drained() && (connections.open() == 0 || clock.now() >= kept_until);
-        let (drained, ended) = tokio::select! {
+        let (mut drained, mut ended) = tokio::select! {
             biased;
             stop = std::future::ready(told), if told.is_some() => (stop.map_or(Drained::All, Drained::Told), Ok(())),
             drained = signals.drain(has_ended, server.max_stream_time) => (drained, Ok(())),
-            error = failed(&mut successor) => {
-                tracing::error!(%error, "this one ends, too, so that the service is started anew");
-                self.notifier.take_back("the process that took over has ended");
-                if let Some(before) = &self.before {
-                    // It may be gone.
-                    let _ = before.say(Word::Lost);
-                }
-                (Drained::Told(Stop::Drain), Err(error))
-            }
+            error = &mut lost => (Drained::Told(Stop::Drain), Err(error)),
         };
-        // The service stops: it has so long for what is under way as it would have without the upgrade. Nobody serves: that is brief.
-        let most = if ended.is_ok() { drain_timeout } else { drain_timeout.min(LOST_DRAIN_MAX) };
-        let drained = match drained {
-            Drained::Told(Stop::Drain) => signals.drain(self.parts.has_drained(), most).await,
-            Drained::All | Drained::TimeOver | Drained::Told(Stop::Now) => drained,
-        };
+        if ended.is_ok() && drained == Drained::Told(Stop::Drain) {
+            // The service stops: it has so long for what is under way as it would have without the upgrade. Or the new process has failed,
+            // and the service manager saw it first.
+            (drained, ended) = tokio::select! {
+                biased;
+                drained = signals.drain(self.is_last(), drain_timeout) => (drained, Ok(())),
+                error = &mut lost => (drained, Err(error)),
+            };
+        }
+        if let Err(error) = &ended {
+            tracing::error!(%error, "this one ends, too, so that the service is started anew");
+            self.notifier.take_back("the process that took over has ended");
+            self.tell_before(Word::Lost);
+            drained = signals.drain(self.parts.has_drained(), drain_timeout.min(LOST_DRAIN_MAX)).await;
+        }
         if drained != Drained::All {
             self.end_what_is_left(signals).await;
         }
+        // Who waits for its end does so no more.
+        channel.close();
         ended
+    }
+
+    /// Tells the process that this one took over from, if there is one. It may be gone, which comes to the same.
+    fn tell_before(&self, word: Word) {
+        if let Some(before) = &self.before {
+            let _ = before.say(word);
+        }
     }
 
     fn close(&mut self) {
@@ -262,33 +279,18 @@ async fn called_off(attempt: &mut Attempt) -> Result<Successor, String> {
     attempt.outcome().await
 }
 
-/// Waits for the end of the process that took over, whose parent this one is, and tells whether the service goes on without this one.
-fn watch_over(mut successor: Successor, books: &Runtime) -> JoinHandle<bool> {
-    books.spawn_blocking(move || match successor.child.wait() {
-        Ok(status) => {
-            let heard = |word| successor.channel.hear(word, PASSED_MAX).is_ok();
-            // It has handed over in its turn, and what took over from it has not left it alone since.
-            let has_passed_on = heard(Word::Passed) && !heard(Word::Lost);
-            tracing::info!(%status, has_passed_on, "the process that took over has ended");
-            status.success() || has_passed_on
-        }
-        Err(fault) => {
-            tracing::warn!(%fault, "the process that took over cannot be waited for");
-            true
-        }
-    })
-}
-
-/// Ends when the process that took over has, and left nobody in its place.
-async fn failed(successor: &mut JoinHandle<bool>) -> ServeError {
-    let goes_on = successor.await.unwrap_or(true);
-    if goes_on {
+/// Ends when the process that took over has, and left nobody in its place, and was not told to stop.
+async fn lost(successor: Successor, books: &Runtime) -> ServeError {
+    let is_in_order =
+        books.spawn_blocking(move || successor.channel.is_left_in_order()).await.unwrap_or(true);
+    tracing::info!(is_in_order, "the process that took over has ended");
+    if is_in_order {
         std::future::pending::<()>().await;
     }
     ServeError::System(std::io::Error::other("the process that took over has ended"))
 }
 
+/// What a stop may take beyond the wait for requests: for those that are ended, and for the books.
+const CLOSE_MAX: Duration = Duration::from_secs(30);
 /// How long requests under way may go on while nobody accepts new ones: until this process ends, none is started anew.
 const LOST_DRAIN_MAX: Duration = Duration::from_secs(2);
-/// For a word that was said long before.
-const PASSED_MAX: Duration = Duration::from_millis(10);

@@ -6,12 +6,13 @@
 
 use super::handover::{Channel, Word};
 use super::sockets::Sockets;
+use super::starter::Starting;
 use crate::config::Config;
 use crate::store::Store;
+use rustix::process::Pid;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -56,11 +57,11 @@ pub(super) struct Request {
     answer: Option<oneshot::Sender<Result<u32, String>>>,
 }
 
-/// The process that serves in this one's place.
+/// The process that serves in this one's place. It is no child of this one.
 #[derive(Debug)]
 pub(super) struct Successor {
-    pub(super) child: Child,
-    /// It says here when it hands over in its turn.
+    pub(super) process: Pid,
+    /// It says here when it hands over in its turn, and when it is told to stop.
     pub(super) channel: Arc<Channel>,
 }
 
@@ -162,19 +163,13 @@ impl Attempt {
             ));
         }
         let (ours, theirs) = Channel::pair()?;
-        let child = Command::new(&launch.program)
-            .args(&launch.arguments)
-            .arg(TAKE_OVER)
-            // Of this process; without it the new one takes the watchdog for its own (sd_watchdog_enabled(3)).
-            .env_remove("WATCHDOG_PID")
-            .stdin(theirs)
-            .spawn()
-            .map_err(|cause| io::Error::other(format!("{}: {cause}", launch.program.display())))?;
+        let arguments = [launch.arguments.as_slice(), &[TAKE_OVER.into()]].concat();
         let channel = Arc::new(ours);
+        let starting = Starting::begin(&launch.program, &arguments, Arc::clone(&channel), theirs)?;
         let (speaking, sockets) = (Arc::clone(&channel), Arc::clone(sockets));
         let outcome = on.spawn_blocking(move || {
-            let child = hand_over(&speaking, &books, &sockets, child, most)?;
-            Ok(Successor { child, channel: speaking })
+            let process = hand_over(&speaking, &books, &sockets, starting, most)?;
+            Ok(Successor { process, channel: speaking })
         });
         Ok(Attempt { channel, outcome })
     }
@@ -194,32 +189,15 @@ fn hand_over(
     channel: &Channel,
     books: &str,
     sockets: &Sockets,
-    mut child: Child,
+    mut starting: Starting,
     most: Duration,
-) -> Result<Child, String> {
-    let told = channel
-        .send(books, sockets.all())
+) -> Result<Pid, String> {
+    let told = starting
+        .started()
+        .and_then(|()| channel.send(books, sockets.all()))
         .and_then(|()| channel.hear(Word::Ready, most))
         .and_then(|()| channel.say(Word::Go))
-        .and_then(|()| channel.hear(Word::Serving, SERVING_MAX));
-    let Err(fault) = told else { return Ok(child) };
-    // One that is gone has told its own reason where this process logs; its status is seen before it could be killed.
-    let ended = if fault.kind() == io::ErrorKind::TimedOut { None } else { wait_briefly(&mut child) };
-    if ended.is_none() {
-        let killed = child.kill().and_then(|()| child.wait());
-        tracing::warn!(process_id = child.id(), ?killed, "the new process is ended");
-    }
-    let status = ended.map_or_else(String::new, |status| format!(" ({status}; its own messages tell why)"));
-    Err(format!("the new process did not take over: {fault}{status}"))
-}
-
-/// The status of a process that has closed its end and is about to be gone.
-fn wait_briefly(child: &mut Child) -> Option<std::process::ExitStatus> {
-    for _ in 0..100 {
-        match child.try_wait() {
-            Ok(None) => std::thread::sleep(Duration::from_millis(10)),
-            ended => return ended.ok().flatten(),
-        }
-    }
-    None
+        .and_then(|()| channel.hear(Word::Serving, SERVING_MAX))
+        .and_then(|()| starting.let_go());
+    told.map_err(|fault| format!("the new process did not take over: {}", channel.why(fault)))
 }

@@ -1,9 +1,9 @@
 //! The service: its unit as systemd itself reads and rates it, and what the process tells a service manager.
 
 use crate::crash::WriteLock;
-use crate::support::gateway::hello_stream;
-use crate::support::upstream::chunk;
-use crate::support::{Answer, Gateway, Upstream, ms, signal};
+use crate::support::gateway::{hello_stream, lives};
+use crate::support::upstream::{Gate, chunk, last_chunk};
+use crate::support::{Answer, Gateway, Upstream, ms, signal, wait_for};
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -132,6 +132,11 @@ impl Manager {
     }
 }
 
+fn parent(process: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("PPid").trim().parse().unwrap()
+}
+
 fn feeds(messages: &[String]) -> usize {
     messages.iter().filter(|message| message.trim() == "WATCHDOG=1").count()
 }
@@ -159,6 +164,8 @@ fn a_service_manager_hears_ready_the_watchdog_and_the_stop() {
     drop(connection);
     let last = manager.hear("STOPPING=1").pop().unwrap();
     assert!(last.contains("STATUS=stopping; 1 requests under way"), "{last}");
+    let patience = last.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).expect("patience");
+    assert!(patience.parse::<u64>().unwrap() > 30_000_000, "for the drain and the books: {last}");
 }
 
 #[test]
@@ -178,14 +185,57 @@ fn a_process_whose_writer_hangs_is_not_fed() {
 #[test]
 fn a_service_manager_hears_of_a_new_main_process_from_the_old_one_and_of_its_state_from_the_new_one() {
     let upstream = Upstream::start();
+    upstream.when("endless", Answer::stream().event(&chunk("Hello")).wait_for_end());
+    let mut gateway = Gateway::builder()
+        .provider("main", &upstream)
+        .standard_models("main")
+        .server("drain_timeout_ms = 200")
+        .start();
+    let mut manager = Manager::of(&mut gateway);
+    gateway.serve();
+    manager.hear("READY=1");
+    let mut body = hello_stream();
+    body["messages"][0]["content"] = "endless".into();
+    let (connection, head) = gateway.begin(&body);
+    let new = gateway.upgrade();
+    // What is not a child of the service manager, or to be, is killed by it where it should be stopped.
+    assert!(lives(gateway.first_process_id()));
+    assert_ne!(parent(new), gateway.first_process_id());
+    let said = [manager.hear(&format!("MAINPID={new}")), manager.listen(Duration::from_secs(3))].concat();
+    assert!(!said.concat().contains("STOPPING"), "{said:?}");
+    assert!(feeds(&said) >= 1, "the new one feeds the watchdog: {said:?}");
+    gateway.hello().ok();
+    signal("TERM", gateway.first_process_id());
+    gateway.note(&connection.finish(head).unwrap());
+}
+
+#[test]
+fn a_stop_behind_an_upgrade_ends_the_main_process_last_since_its_end_hurries_the_others() {
+    let upstream = Upstream::start();
+    let gate = Gate::new();
+    upstream.when("gated", Answer::stream().event(&chunk("Hello")).gate(&gate).event(&last_chunk()).done());
     let mut gateway = Gateway::before(&upstream);
     let mut manager = Manager::of(&mut gateway);
     gateway.serve();
     manager.hear("READY=1");
+    let mut body = hello_stream();
+    body["messages"][0]["content"] = "gated".into();
+    let (connection, head) = gateway.begin(&body);
     let new = gateway.upgrade();
-    let said = [manager.hear(&format!("MAINPID={new}")), manager.listen(Duration::from_secs(3))].concat();
-    assert!(!said.concat().contains("STOPPING"), "{said:?}");
-    assert!(feeds(&said) >= 1, "the new one feeds the watchdog: {said:?}");
+    manager.hear(&format!("MAINPID={new}"));
+    signal("TERM", new);
+    signal("TERM", gateway.first_process_id());
+    manager.hear("STOPPING=1");
+    manager.listen(Duration::from_secs(2));
+    assert!(lives(new), "the service manager would take the service for ended");
+    gate.open();
+    let reply = connection.finish(head).unwrap();
+    gateway.note(&reply);
+    assert!(reply.done(), "{}", reply.text());
+    assert!(gateway.first_ended(Duration::from_secs(10)).success());
+    wait_for("the new process to end", Duration::from_secs(10), || (!lives(new)).then_some(()));
+    gateway.forget_upgrades();
+    gateway.serve();
     gateway.hello().ok();
 }
 
