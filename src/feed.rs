@@ -81,7 +81,7 @@ impl Feed {
         Ok(())
     }
 
-    /// Polls for ever.
+    /// Polls until the database is closed.
     pub async fn run(&self) {
         let mut was_silent = false;
         loop {
@@ -91,6 +91,7 @@ impl Feed {
                     self.polled();
                     was_silent = false;
                 }
+                Ok(Err(error)) if error.is_closed() => return,
                 Ok(Err(error)) if !was_silent => {
                     tracing::warn!(%error, "the database does not tell what changed");
                     was_silent = true;

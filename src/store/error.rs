@@ -46,6 +46,11 @@ impl StoreError {
         }
     }
 
+    /// Whether it was asked after this process had closed it, which happens to what is still running at a stop.
+    pub const fn is_closed(&self) -> bool {
+        matches!(self, StoreError::Database(sqlx::Error::PoolClosed))
+    }
+
     pub(super) fn not_found(what: impl fmt::Display) -> Self {
         StoreError::NotFound(what.to_string())
     }

@@ -4,7 +4,7 @@ use super::StoreError;
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{Connection, Sqlite, SqlitePool, Transaction};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -63,6 +63,8 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .pragma("journal_size_limit", "67108864")
             .pragma("cache_size", "-1024");
+        // SQLite rolls back by itself where the disk is full or broken (<https://sqlite.org/lang_transaction.html>), and the library, whose
+        // own rollback is then refused, takes the connection to be in that transaction for ever: such a one is replaced.
         let pool = |wait: Duration, connections: u32| {
             SqlitePoolOptions::new()
                 .max_connections(connections)
@@ -70,6 +72,7 @@ impl Store {
                 .test_before_acquire(false)
                 .idle_timeout(None)
                 .max_lifetime(None)
+                .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
                 .connect_lazy_with(options.clone().busy_timeout(wait))
         };
         // Opening waits as a command does: a server that starts beside another may find the lock taken.

@@ -125,6 +125,8 @@ fn files_that_may_not_grow_lose_nothing_of_what_is_under_way() {
     wait_for("the process to be ready again", Duration::from_secs(10), || {
         (ready().status == 200).then_some(())
     });
+    // Also what the database had refused, without a start anew.
+    gateway.rows_when(count + 3);
     gateway.kill();
     gateway.serve();
     audited(&gateway);
