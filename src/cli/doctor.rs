@@ -72,7 +72,7 @@ async fn examine(
     findings.extend(machine::files(config, path));
     findings.extend(books::look(config, clock).await);
     findings.extend(machine::journal_disk(config, clock));
-    findings.extend(machine::limits(config));
+    findings.extend(machine::limits(config).await);
     findings.extend(listeners::look(config).await);
     findings.extend(loaded.map(|loaded| listeners::certificates(loaded, clock.wall())).unwrap_or_default());
     findings.extend(providers::probe(config, clock).await);

@@ -10,6 +10,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -104,6 +105,12 @@ fn a_running_gateway_is_well_and_its_provider_is_asked_for_nothing() {
     let left =
         files.filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().starts_with("doctor"));
     assert_eq!(left.count(), 0);
+    // A shell has other limits than the service: it is the server's that are told.
+    let id = gateway.process_id().to_string();
+    let lowered = Command::new("prlimit").args(["--pid", &id, "--nofile=500:"]).status();
+    assert!(lowered.is_ok_and(|status| status.success()), "prlimit of util-linux");
+    let diagnosis = diagnosed(&gateway.cli, 0);
+    says(&diagnosis, "limits", "warning", "500 files may be open in the running server");
 }
 
 #[test]

@@ -25,7 +25,15 @@ const SYNCHRONIZED: &str = "/run/systemd/timesync/synchronized";
 
 pub(super) async fn look(config: &Config, clock: &Clock) -> Vec<Finding> {
     let url = &config.store.url;
-    let is_there = Store::path(url).is_ok_and(|path| path.exists());
+    let is_there = match Store::path(url).map(|path| path.try_exists()) {
+        Ok(Err(error)) => {
+            let fails =
+                Finding::fails("database", format!("{url}: {error}"), "run this as the user that serves");
+            return vec![time(clock.wall(), None), fails];
+        }
+        Ok(Ok(is_there)) => is_there,
+        Err(_) => false,
+    };
     if !is_there {
         let none = Finding::warns(
             "database",
@@ -37,7 +45,7 @@ pub(super) async fn look(config: &Config, clock: &Clock) -> Vec<Finding> {
     let inspected = match Store::inspect(url, clock.wall()).await {
         Ok(inspected) => inspected,
         Err(error) => {
-            let todo = "look at the file and its owner; `weir restore` puts a backup in its place";
+            let todo = "look at the file, its owner, and the room on its disk; `weir restore` puts a backup in its place";
             return vec![time(clock.wall(), None), Finding::fails("database", error.to_string(), todo)];
         }
     };

@@ -1,6 +1,7 @@
 //! Where clients and operators come in: addresses, sockets, certificates.
 
 use super::finding::Finding;
+use crate::cli::ready::reachable;
 use crate::clock::UnixMicros;
 use crate::config::{Config, Loaded};
 use crate::relay::{CERTIFICATE_ENDS_SOON_DAYS, ServerCertificate};
@@ -62,16 +63,27 @@ fn certificate(name: &str, certificate: &ServerCertificate, now: UnixMicros) -> 
 fn address_of(address: SocketAddr, what: &str, is_running: bool) -> Finding {
     match TcpListener::bind(address) {
         Ok(_) => Finding::good("address", format!("{address}{what} is free")),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_running => Finding::good(
+        Err(error) if is_running && is_taken(&error, address) => Finding::good(
             "address",
             format!("{address}{what} is taken, and a weir runs with this [admin] listen"),
         ),
-        Err(error) => Finding::fails(
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::warns(
             "address",
-            format!("{address}{what}: {error}"),
-            "free it, or listen elsewhere; ports below 1024 need a capability",
+            format!("{address}{what}: {error}; whether it is free cannot be told"),
+            "ports below 1024 need a capability: a service has it from the drop-in port-443.conf, this command does not",
         ),
+        Err(error) => {
+            Finding::fails("address", format!("{address}{what}: {error}"), "free it, or listen elsewhere")
+        }
     }
+}
+
+/// Whether somebody listens there, also where this process may not.
+fn is_taken(refused: &io::Error, address: SocketAddr) -> bool {
+    let kind = refused.kind();
+    kind == io::ErrorKind::AddrInUse
+        || kind == io::ErrorKind::PermissionDenied
+            && TcpStream::connect_timeout(&reachable(address), ASK_MAX).is_ok()
 }
 
 /// The file at the path, and its folder.

@@ -1,6 +1,8 @@
 //! Files, disk and limits of this machine.
 
 use super::finding::Finding;
+use crate::cli::ready::reachable;
+use crate::cli::scrape::scrape;
 use crate::clock::Clock;
 use crate::config::{Config, SecretRef};
 use crate::store::Store;
@@ -78,6 +80,13 @@ fn open_to_others(path: &Path, others: u32, verb: &str, own: u32) -> Option<Find
 pub(super) fn journal_disk(config: &Config, clock: &Clock) -> Vec<Finding> {
     const WHAT: &str = "journal disk";
     let dir = &config.journal.dir;
+    if let Err(error) = dir.try_exists() {
+        return vec![Finding::fails(
+            WHAT,
+            format!("{}: {error}", dir.display()),
+            "run this as the user that serves",
+        )];
+    }
     if !dir.is_dir() {
         return vec![Finding::warns(
             WHAT,
@@ -150,22 +159,31 @@ fn taken(dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// What the system lets a process have.
-pub(super) fn limits(config: &Config) -> Vec<Finding> {
+/// What the system lets a process have: the server where it runs, which has more from its unit than a shell has; else this one.
+pub(super) async fn limits(config: &Config) -> Vec<Finding> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if config.server.threads == 0 { cores } else { config.server.threads };
-    [Some(files_at_once(config, threads, cores)), tasks(threads)].into_iter().flatten().collect()
+    let server = scrape(reachable(config.admin.listen)).await.unwrap_or_default();
+    let files = match server.of("process_max_fds").next() {
+        Some(most) => (Some(most.value), "in the running server"),
+        None => (getrlimit(Resource::Nofile).current.map(|most| most as f64), "here"),
+    };
+    [Some(files_at_once(config, files, threads, cores)), tasks(threads)].into_iter().flatten().collect()
 }
 
-fn files_at_once(config: &Config, threads: usize, cores: usize) -> Finding {
-    let files = getrlimit(Resource::Nofile).current;
+fn files_at_once(
+    config: &Config,
+    (files, place): (Option<f64>, &str),
+    threads: usize,
+    cores: usize,
+) -> Finding {
     let wanted = config.server.max_requests.saturating_mul(FILES_PER_REQUEST).saturating_add(FILES_BESIDES);
     let says = format!(
-        "{} files may be open here, max_requests = {} needs {wanted}; {threads} threads on {cores} cores",
+        "{} files may be open {place}, max_requests = {} needs {wanted}; {threads} threads on {cores} cores",
         files.map_or_else(|| "any number of".to_owned(), |files| files.to_string()),
         config.server.max_requests
     );
-    if files.is_some_and(|files| files < wanted) {
+    if files.is_some_and(|files| files < wanted as f64) {
         let todo = format!(
             "in the unit LimitNOFILE={wanted}, in a shell `ulimit -n {wanted}`; or lower max_requests"
         );
