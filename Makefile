@@ -82,7 +82,7 @@ deb: cargo c-tools $(TOOLS)/cargo-deb-$(CARGO_DEB) ## The Debian package, in tar
 
 # What the package has besides the binary: the manual, completions, and the configuration with a service's own paths; and that
 # of a container (conf/Containerfile), which is reached from outside and keeps all that it makes in its volume.
-WEIR = target/release/weir
+WEIR = $(or $(CARGO_TARGET_DIR),target)/release/weir
 PACKAGE = $(dir $(WEIR))package
 
 package:

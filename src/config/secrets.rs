@@ -27,7 +27,8 @@ pub enum SecretError {
     NotSet(String),
     /// It is to come from systemd, which has given none.
     #[error(
-        "credential:{0}: $CREDENTIALS_DIRECTORY is not set; systemd sets it for a unit with LoadCredential="
+        "credential:{0}: $CREDENTIALS_DIRECTORY is not set; systemd sets it for a unit with LoadCredential=, and while that runs a command finds them \
+         with CREDENTIALS_DIRECTORY=/run/credentials/weir.service"
     )]
     NoCredentials(String),
     /// It is there, and there is nothing in it.
