@@ -76,12 +76,16 @@ fn a_wrong_configuration_fails_the_server_itself_and_a_reload_reaches_it_before_
     for before in all("ExecStartPre=") {
         assert!(before.starts_with('-'), "its exit status would be tried again for ever: {before}");
     }
-    let reload = all("ExecReload=");
-    assert!(
-        reload[0].ends_with("kill -HUP $MAINPID"),
-        "the metric of a refused reload is the server's: {reload:?}"
-    );
-    assert!(reload[1].ends_with(" check") && reload.len() == 2, "the operator is told: {reload:?}");
+    let with_credentials = fs::read_to_string(systemd().join("weir.service.d/credentials.conf")).unwrap();
+    for text in [unit.as_str(), with_credentials.as_str()] {
+        let lines = text.lines().filter_map(|line| line.strip_prefix("ExecReload="));
+        let reload: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+        assert!(
+            reload[0].ends_with("kill -HUP $MAINPID"),
+            "the metric of a refused reload is the server's: {reload:?}"
+        );
+        assert!(reload[1].ends_with(" check") && reload.len() == 2, "the operator is told: {reload:?}");
+    }
 }
 
 /// The other end of `NOTIFY_SOCKET`.
