@@ -46,14 +46,16 @@ soak: cargo c-tools python ## The crash tests at length, a stream of two minutes
 # Memory is safe here without a sanitizer: it is panics and broken promises that are looked for.
 FUZZ := $(CURDIR)/target/fuzz
 TARGETS = $(or $(TARGET),$(basename $(notdir $(wildcard tests/fuzz/src/bin/*.rs))))
+WEIR_FUZZ = --quiet --locked --config tests/fuzz/profile.toml --package weir-fuzz
 fuzz: cargo cxx ## What must hold for any bytes, by libFuzzer: every seed, then a minute for each target
-	export RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/fuzz/rustc
-	$(BUILD) cargo build --locked --package weir-fuzz
+	export RUSTC_WRAPPER=$(CURDIR)/tests/fuzz/rustc
+	$(BUILD) cargo build $(WEIR_FUZZ)
 	for target in $(TARGETS); do
-		mkdir -p $(FUZZ)/corpus/$$target $(FUZZ)/found/$$target
 		echo "$$target:"
-		cargo run --quiet --locked --package weir-fuzz --bin $$target -- $(FUZZ)/corpus/$$target tests/fuzz/seeds/$$target -dict=tests/fuzz/dictionary \
-			-max_total_time=$(or $(SECONDS),60) -max_len=4096 -timeout=10 -artifact_prefix=$(FUZZ)/found/$$target/ -verbosity=0 -print_funcs=0 -print_final_stats=1
+		mkdir -p $(FUZZ)/corpus/$$target $(FUZZ)/found/$$target
+		cargo run $(WEIR_FUZZ) --bin $$target -- $(FUZZ)/corpus/$$target tests/fuzz/seeds/$$target -dict=tests/fuzz/dictionary -max_len=4096 -timeout=10 \
+			-max_total_time=$(or $(SECONDS),60) -artifact_prefix=$(FUZZ)/found/$$target/ -verbosity=0 -print_funcs=0 -print_final_stats=1
+		if [ ! "$$(ls $(FUZZ)/corpus/$$target)" ]; then echo "no case is worth keeping: $$target was built without tests/fuzz/rustc" >&2; exit 1; fi
 	done
 
 lint: cargo cxx deny ## Formatting, clippy, documentation links and `make deny`, warnings refused
