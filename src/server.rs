@@ -5,7 +5,6 @@
 
 mod accept;
 mod admin;
-mod app;
 mod commands;
 mod demonstration;
 mod gauges;

@@ -12,6 +12,7 @@ mod connection;
 mod control;
 mod curfew;
 mod drain;
+mod engine;
 pub mod forwarded;
 pub mod head;
 pub mod headers;
@@ -32,6 +33,7 @@ pub use connection::{Connection, ConnectionLimits, Secured, Socket, await_head, 
 pub use control::{Consent, Control, Pause, Settings as Silence};
 pub use curfew::Curfew;
 pub use drain::{Drains, Settings as DrainSettings};
+pub use engine::{Engine, engine};
 pub use joined::JoiningConnector;
 pub use peer::{Origin, OriginError, Timeouts, build as build_peer};
 pub use probe::{Reached, Unreached, probe};

@@ -106,7 +106,7 @@ impl Origin {
     }
 }
 
-/// The peer at this address. `group` is the provider's own: connections are not shared across groups.
+/// The peer at this address, for an [`super::engine()`]: no other proxy of Pingora's knows how to connect to it without TLS. `group` is the provider's own: connections are not shared across groups.
 pub fn build(address: SocketAddr, origin: &Origin, timeouts: &Timeouts, group: u64) -> HttpPeer {
     // An address and not a name: for a name this call would block, and panic where it cannot be resolved.
     let mut peer = HttpPeer::new(address, origin.tls, origin.host.clone());

@@ -4,11 +4,11 @@
 //! Promises: no more connections at once than configured, in all and of one address; a lack of descriptors ends no listener.
 //! Refuses to know: what is asked on a connection.
 
-use super::app::App;
 use crate::admit::subscriber;
 use crate::authenticate::Network;
+use crate::proxy::Proxy;
 use crate::relay::proxy_protocol::{self, Head};
-use crate::relay::{Connection, ConnectionLimits, Socket};
+use crate::relay::{Connection, ConnectionLimits, Engine, Socket};
 use arc_swap::ArcSwap;
 use pingora::apps::ServerApp as _;
 use pingora::listeners::tls::Acceptor;
@@ -89,7 +89,7 @@ const TURN_EVERY: Duration = Duration::from_secs(1);
 /// Accepts on one listener until it is told to close.
 pub(super) async fn accept(
     listener: Listener,
-    app: Arc<App>,
+    app: Arc<Engine<Proxy>>,
     before: Before,
     connections: Connections,
     mut closing: watch::Receiver<bool>,
@@ -201,7 +201,7 @@ async fn read_proxy_head(stream: &mut TcpStream, ahead: &mut Vec<u8>) -> Option<
 }
 
 /// The requests of a connection, from the first to the last.
-async fn serve(stream: Stream, app: &Arc<App>, closing: &watch::Receiver<bool>) {
+async fn serve(stream: Stream, app: &Arc<Engine<Proxy>>, closing: &watch::Receiver<bool>) {
     let mut next = Some(stream);
     while let Some(stream) = next {
         next = app.process_new(stream, closing).await;

@@ -6,13 +6,14 @@
 
 use super::ServeError;
 use super::accept::{self, Before, Connections, Listener, accept};
-use super::app::{self, App};
 use super::sockets::Sockets;
 use super::tls::{self, Certificates};
 use crate::authenticate::Network;
 use crate::config::Config;
 use crate::proxy::Proxy;
-use pingora::apps::ServerApp as _;
+use crate::relay::{Engine, engine};
+use pingora::apps::{HttpServerOptions, ServerApp as _};
+use pingora::server::configuration::ServerConf;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ pub(super) struct Listening {
 pub(super) struct Running {
     runtime: Runtime,
     accepting: JoinSet<()>,
-    app: Arc<App>,
+    app: Arc<Engine<Proxy>>,
     /// True: accept nothing more; each connection has at most one more request.
     closing: watch::Sender<bool>,
 }
@@ -79,7 +80,7 @@ impl Listening {
             .enable_all()
             .build()?;
         let (closing, is_closing) = watch::channel(false);
-        let app = Arc::new(app::make(proxy, settings)?);
+        let app = Arc::new(app(proxy, settings)?);
         let mut accepting = JoinSet::new();
         let balancers: Arc<[Network]> = settings.balancers.clone().into();
         let plain = Before { balancers: Arc::clone(&balancers), tls: None };
@@ -101,6 +102,21 @@ impl Listening {
         }
         Ok(Running { runtime, accepting, app, closing })
     }
+}
+
+fn app(proxy: Proxy, settings: &Settings) -> std::io::Result<Engine<Proxy>> {
+    let conf = ServerConf {
+        threads: settings.threads,
+        upstream_keepalive_pool_size: settings.pool_size,
+        max_retries: settings.attempts_max,
+        ..ServerConf::default()
+    };
+    let mut app = engine(proxy, conf)?;
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(settings.keepalive);
+    app.server_options = Some(options);
+    Ok(app)
 }
 
 impl Running {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::l4::stream::Stream;
-use pingora::proxy::{FailToProxy, ProxyHttp, Session, http_proxy};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -54,7 +54,8 @@ impl Gateway {
         };
         let proxy =
             Proxy { peers, gateway: gateway.clone(), resolver: Resolver::new(ResolverSettings::default()) };
-        let mut app = http_proxy(&Arc::new(ServerConf::default()), proxy);
+        let made = tokio::task::spawn_blocking(|| relay::engine(proxy, ServerConf::default()));
+        let mut app = made.await.unwrap().unwrap();
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         app.server_options = Some(options);

@@ -1,17 +1,15 @@
-//! Pingora's proxy, with a connector of Weir's own.
+//! Pingora's proxy before a program of ours, with a connector of Weir's own.
 //!
 //! Promises: the proxy is in nobody else's hands when it is given out, and nothing that was started for it goes on.
-//! Refuses to know: what the connector does, and where requests come from.
+//! Refuses to know: what the program does, and where requests come from.
 //!
 //! Pingora makes a proxy with another connector only inside a service of its own, and shows it to nobody but the handler of protocols
 //! that it does not know. So such a service is started here, on a socket for the one connection by which the proxy comes out.
 
-use super::listen::Settings;
-use crate::proxy::Proxy;
-use crate::relay::JoiningConnector;
+use super::joined::JoiningConnector;
 use pingora::apps::HttpServerOptions;
 use pingora::connectors::ConnectorOptions;
-use pingora::proxy::{HttpProxy, ProxyServiceBuilder};
+use pingora::proxy::{HttpProxy, ProxyHttp, ProxyServiceBuilder};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{Fds, ListenFds};
 use pingora::services::Service as _;
@@ -25,57 +23,59 @@ use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-/// Pingora's proxy before ours.
-pub(super) type App = HttpProxy<Proxy, JoiningConnector>;
+/// Pingora's proxy before this program.
+pub type Engine<P> = HttpProxy<P, JoiningConnector>;
 
 /// All that happens meanwhile is a connection of this process to itself.
 const MAKE_MAX: Duration = Duration::from_secs(10);
 
-/// Makes the proxy. Not to be called on a runtime.
+/// Makes the proxy. It waits: not to be called on a runtime.
 ///
 /// # Errors
 ///
 /// The system refused a socket or a connection on the loopback interface.
-pub(super) fn make(proxy: Proxy, settings: &Settings) -> io::Result<App> {
+pub fn engine<P>(program: P, conf: ServerConf) -> io::Result<Engine<P>>
+where
+    P: ProxyHttp + Send + Sync + 'static,
+    P::CTX: Send + Sync + 'static,
+{
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let shown = runtime.block_on(async { timeout(MAKE_MAX, shown(proxy, settings)).await });
+    let shown = runtime.block_on(async { timeout(MAKE_MAX, shown(program, Arc::new(conf))).await });
     // With it goes the service, and all else that holds the proxy.
     drop(runtime);
-    let mut app = Arc::into_inner(shown??).ok_or_else(|| io::Error::other("the proxy is still in use"))?;
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    options.h2_idle_timeout = Some(settings.keepalive);
-    app.server_options = Some(options);
-    Ok(app)
+    let mut engine =
+        Arc::into_inner(shown??).ok_or_else(|| io::Error::other("Pingora's proxy is still in use"))?;
+    engine.server_options = None;
+    Ok(engine)
 }
 
-async fn shown(proxy: Proxy, settings: &Settings) -> io::Result<Arc<App>> {
-    let conf = Arc::new(ServerConf {
-        threads: settings.threads,
-        upstream_keepalive_pool_size: settings.pool_size,
-        max_retries: settings.attempts_max,
-        ..ServerConf::default()
-    });
+async fn shown<P>(program: P, conf: Arc<ServerConf>) -> io::Result<Arc<Engine<P>>>
+where
+    P: ProxyHttp + Send + Sync + 'static,
+    P::CTX: Send + Sync + 'static,
+{
     let connector = JoiningConnector::new(ConnectorOptions::from_server_conf(&conf));
-    let (show, mut shown) = mpsc::channel::<Arc<App>>(1);
-    let to_show = Arc::new(move |app, _: _, _: &_| {
+    let (show, mut shown) = mpsc::channel::<Arc<Engine<P>>>(1);
+    let to_show = Arc::new(move |engine, _: _, _: &_| {
         // Whoever connects first brings it out; it is the same for all.
-        let _ = show.try_send(app);
+        let _ = show.try_send(engine);
         Box::pin(std::future::ready(None)) as _
     });
     let mut options = HttpServerOptions::default();
     options.force_custom = true;
     let mut service =
-        ProxyServiceBuilder::new(&conf, proxy).custom(connector, to_show).server_options(options).build();
+        ProxyServiceBuilder::new(&conf, program).custom(connector, to_show).server_options(options).build();
     let (address, listening) = listening()?;
     service.add_tcp(&address.to_string());
     let (_goes_on, has_ended) = watch::channel(false);
     tokio::select! {
-        () = service.start_service(Some(listening), has_ended, 1) => Err(io::Error::other("Pingora's service ended")),
-        app = async {
+        () = service.start_service(Some(listening), has_ended, 1) => {
+            Err(io::Error::other("Pingora's service ended by itself"))
+        }
+        engine = async {
             let _connection = TcpStream::connect(address).await.map_err(|error| to_itself(address, &error))?;
-            shown.recv().await.ok_or_else(|| io::Error::other("Pingora's service shows nothing"))
-        } => app,
+            shown.recv().await.ok_or_else(|| io::Error::other("Pingora's service does not show its proxy"))
+        } => engine,
     }
 }
 
