@@ -3,7 +3,7 @@
 
 use crate::support::gateway::hello_stream;
 use crate::support::upstream::{Gate, choice_chunk, chunk, last_chunk, usage, usage_chunk};
-use crate::support::{Answer, Gateway, Reply, Upstream, ms, tokens};
+use crate::support::{Answer, Gateway, Reply, Request, Upstream, ms, tokens};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -351,4 +351,28 @@ fn many_streams_at_once_are_each_billed_once() {
     });
     let rows = gateway.rows_when(64);
     assert!(rows.iter().all(|row| row["outcome"] == "completed"));
+}
+
+#[test]
+fn a_client_of_http_1_0_gets_a_stream_without_chunks_that_ends_with_its_connection() {
+    let upstream = Upstream::start();
+    upstream.always(Answer::new(200, "text/event-stream", framed("\n", "data: ")));
+    let gateway = Gateway::before(&upstream);
+    for connection in ["", "Connection: keep-alive\r\n"] {
+        let request =
+            Request::post("/v1/chat/completions", hello_stream().to_string()).key(&gateway.account.key);
+        let request = String::from_utf8(request.to_bytes(gateway.address())).unwrap();
+        let old = format!(" HTTP/1.0\r\n{connection}");
+        let mut client = gateway.connect();
+        client.send(request.replacen(" HTTP/1.1\r\n", &old, 1).as_bytes()).unwrap();
+        let head = client.head().unwrap();
+        assert_eq!(head.header("transfer-encoding"), None);
+        assert_eq!(head.header("connection"), Some("close"));
+        let reply = client.finish(head).unwrap();
+        gateway.note(&reply);
+        assert!(reply.body.starts_with(b"data: {"), "{}", reply.text());
+        assert_eq!(reply.said(), "Hello there", "{}", reply.text());
+        assert!(reply.done(), "{}", reply.text());
+    }
+    assert!(gateway.rows_when(2).iter().all(|row| row["outcome"] == "completed"));
 }
