@@ -25,7 +25,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Connects to the peers whose protocol is [`protocol`].
+/// Connects to providers without TLS.
 pub struct JoiningConnector(TransportConnector);
 
 /// A connection to a provider.
