@@ -101,8 +101,8 @@ impl Families {
                 MODEL,
             )?,
             over_usd: sum(
-                "weir_billed_over_hold_usd_total",
-                "Cost above the credit that was held for the request, in US dollars.",
+                "weir_billed_over_lease_usd_total",
+                "Cost that the credit leased for its account did not cover, in US dollars: it is collected from the account.",
                 MODEL,
             )?,
             price_fallbacks: count(
