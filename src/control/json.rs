@@ -6,13 +6,17 @@
 use jiff::Timestamp;
 use std::fmt::{self, Write};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 /// Time, level, the event's fields, target.
-pub(super) struct Json;
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Json {
+    /// Before each line stands its priority, as the journal of systemd takes it (sd-daemon(3)).
+    pub(super) has_priority: bool,
+}
 
 impl<S, N> FormatEvent<S, N> for Json
 where
@@ -23,6 +27,9 @@ where
         let normalized = tracing_log::NormalizeEvent::normalized_metadata(event);
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let mut line = String::with_capacity(LINE_BYTES);
+        if self.has_priority {
+            line.push_str(priority(*metadata.level()));
+        }
         write!(line, "{{\"timestamp\":\"{:.6}\",\"level\":\"{}\"", Timestamp::now(), metadata.level())?;
         let mut fields = Fields { line, result: Ok(()) };
         event.record(&mut fields);
@@ -32,6 +39,16 @@ where
         text(&mut line, metadata.target());
         line.push_str("}\n");
         out.write_str(&line)
+    }
+}
+
+/// The priority of a level, by the numbers of syslog(3).
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        _ => "<7>",
     }
 }
 
@@ -162,7 +179,10 @@ mod tests {
         let odd = "a \"quoted\" \\ path\n\tand \u{1} control, ünïcödé";
         let kept = Kept::default();
         let writer = kept.clone();
-        let log = tracing_subscriber::fmt().event_format(Json).with_writer(move || writer.clone()).finish();
+        let log = tracing_subscriber::fmt()
+            .event_format(Json::default())
+            .with_writer(move || writer.clone())
+            .finish();
         with_default(log, || {
             let left_out: Option<u64> = None;
             tracing::info!(target: "weir::test", text = odd, number = -5, yes = true, shown = %odd, left_out, "what {}", 7);
@@ -174,5 +194,21 @@ mod tests {
         assert_eq!((line.level.as_str(), line.message.as_str()), ("INFO", "what 7"));
         assert_eq!((line.text.as_str(), line.shown.as_str()), (odd, odd));
         assert_eq!((line.number, line.yes, line.target.as_str()), (-5, true, "weir::test"));
+    }
+
+    #[test]
+    fn a_line_for_the_journal_begins_with_its_priority() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let log = tracing_subscriber::fmt().event_format(Json { has_priority: true });
+        with_default(log.with_max_level(Level::TRACE).with_writer(move || writer.clone()).finish(), || {
+            tracing::error!("e");
+            tracing::warn!("w");
+            tracing::info!("i");
+            tracing::debug!("d");
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let begins: Vec<&str> = text.lines().map(|line| &line[..4]).collect();
+        assert_eq!(begins, ["<3>{", "<4>{", "<6>{", "<7>{"]);
     }
 }

@@ -1,14 +1,16 @@
-//! The log: one JSON object a line on standard error.
+//! The log: one JSON object a line on standard error, with its priority before it where that leads to the journal of systemd.
 //!
 //! Promises: a log that cannot be written to stops nothing; what libraries log is let through from warnings upwards, whatever the level,
 //! so that no client can fill the log through one of them; the level can be changed while it runs. Refuses to know: what is logged, and
-//! where standard error leads.
+//! where else standard error leads.
 
 use super::json::Json;
 use super::lines::Lines;
 use arc_swap::ArcSwap;
-use std::io;
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::{env, io};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Metadata, Subscriber};
@@ -51,11 +53,20 @@ pub fn init(settings: &Settings) -> (Flush, Verbosity) {
     let lines = Lines::to(Box::new(io::stderr()));
     let flush = Flush(lines.clone());
     let verbosity = Verbosity::new(settings);
-    let writing = fmt::layer().event_format(Json).with_writer(move || lines.clone());
+    let has_priority = is_journal(env::var_os("JOURNAL_STREAM").as_deref(), io::stderr());
+    let writing = fmt::layer().event_format(Json { has_priority }).with_writer(move || lines.clone());
     if registry().with(writing).with(verbosity.clone()).try_init().is_err() {
         tracing::debug!("the log had been started before");
     }
     (flush, verbosity)
+}
+
+/// Whether a file is the journal's stream, as systemd names that to what it starts (systemd.exec(5), `$JOURNAL_STREAM`).
+fn is_journal(stream: Option<&OsStr>, file: impl AsFd) -> bool {
+    let named = stream.and_then(OsStr::to_str).and_then(|named| named.split_once(':'));
+    let Some((device, inode)) = named else { return false };
+    rustix::fs::fstat(file)
+        .is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
 }
 
 impl Verbosity {
@@ -118,7 +129,7 @@ mod tests {
         let writer = kept.clone();
         let settings = Settings { level: LevelFilter::INFO };
         let verbosity = Verbosity::new(&settings);
-        let writing = fmt::layer().event_format(Json).with_writer(move || writer.clone());
+        let writing = fmt::layer().event_format(Json::default()).with_writer(move || writer.clone());
         let log = registry().with(writing).with(verbosity.clone());
         with_default(log, || {
             tracing::info!(target: "pingora_core::server", "noise");
@@ -135,5 +146,17 @@ mod tests {
         let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
         assert!(text.contains("telling") && text.contains("request") && text.contains("deeper"), "{text}");
         assert!(!text.contains("noise") && !text.contains("detail"), "{text}");
+    }
+
+    #[test]
+    fn the_journal_is_known_by_the_file_that_systemd_names() {
+        use std::os::unix::fs::MetadataExt as _;
+        let (ours, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let metadata = ours.metadata().unwrap();
+        let named = format!("{}:{}", metadata.dev(), metadata.ino());
+        assert!(is_journal(Some(OsStr::new(&named)), &ours));
+        assert!(!is_journal(Some(OsStr::new(&named)), &other));
+        assert!(!is_journal(Some(OsStr::new("8:")), &ours));
+        assert!(!is_journal(None, &ours));
     }
 }
