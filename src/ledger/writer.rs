@@ -52,6 +52,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 const TURN_EVERY: Duration = Duration::from_secs(1);
 /// Between two tries while the database does not take a batch.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
+/// Between two lines in the log about a database that takes nothing.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 /// How long a stop waits for the database to take what is settled.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
 
@@ -109,9 +111,31 @@ impl Queue {
     }
 }
 
+/// A database that takes nothing: told when it begins, now and then, and when it is over.
+#[derive(Default)]
+struct Trouble {
+    told_at: Option<Instant>,
+}
+
+impl Trouble {
+    fn tell(&mut self, error: &WriteError, backlog: usize, now: Instant) {
+        if self.told_at.is_none_or(|told_at| now.saturating_duration_since(told_at) >= TELL_EVERY) {
+            tracing::warn!(%error, backlog, "the database did not take a batch; it is tried again, and told again while it lasts");
+            self.told_at = Some(now);
+        }
+    }
+
+    fn is_over(&mut self) {
+        if self.told_at.take().is_some() {
+            tracing::info!("the database takes batches again");
+        }
+    }
+}
+
 /// Writes for ever.
 pub(super) async fn run(inner: Arc<Inner>) {
     let mut idle_since = inner.clock.now();
+    let mut trouble = Trouble::default();
     loop {
         inner.tasks.writer_turns.fetch_add(1, Ordering::Relaxed);
         if inner.queue.len() == 0 {
@@ -130,10 +154,13 @@ pub(super) async fn run(inner: Arc<Inner>) {
         tokio::time::sleep(GATHER).await;
         while inner.queue.len() > 0 {
             inner.tasks.writer_turns.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = write_some(&inner).await {
-                inner.counts.batch_failures.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(%error, backlog = inner.queue.len(), "the database did not take a batch; it is tried again");
-                tokio::time::sleep(RETRY_AFTER).await;
+            match write_some(&inner).await {
+                Ok(()) => trouble.is_over(),
+                Err(error) => {
+                    inner.counts.batch_failures.fetch_add(1, Ordering::Relaxed);
+                    trouble.tell(&error, inner.queue.len(), inner.clock.now());
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
             }
             if inner.queue.len() < ROWS_MAX {
                 break;

@@ -60,6 +60,12 @@ fn warm_traffic_goes_on_while_another_process_holds_the_write_lock() {
     wait_for("every row", Duration::from_secs(10), || {
         (gateway.rows().len() >= count.min(1000)).then_some(())
     });
+    // Told when it began and when it was over, not at each of the tries between.
+    let told = |what: &str| gateway.log().matches(what).count();
+    assert_eq!(told("the database did not take a batch"), 1, "{}", gateway.log());
+    wait_for("the end to be told", Duration::from_secs(5), || {
+        (told("the database takes batches again") == 1).then_some(())
+    });
 }
 
 #[test]
