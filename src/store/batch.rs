@@ -349,14 +349,16 @@ async fn note_totals(
 }
 
 /// What of the account's costs no lease covered and nobody has collected yet: it is spent, quarantined or not.
+///
+/// Of all requests only those above their lease are looked at: SQLite would rather read every request of the account.
 pub(super) async fn over_due_in(
     tx: &mut Transaction<'static, Sqlite>,
     account: AccountId,
 ) -> Result<Picos, StoreError> {
     let due: i64 = sqlx::query_scalar(
         "SELECT coalesce(sum(over_pico), 0) FROM ( \
-         SELECT r.over_pico FROM session s JOIN request r ON r.session_id = s.id AND r.seq > s.over_seq \
-         WHERE r.over_pico > 0 AND r.account_id = ?1 UNION ALL \
+         SELECT r.over_pico FROM session s JOIN request r INDEXED BY request_over \
+         ON r.session_id = s.id AND r.seq > s.over_seq WHERE r.over_pico > 0 AND r.account_id = ?1 UNION ALL \
          SELECT q.over_pico FROM session s JOIN quarantine q ON q.session_id = s.id AND q.seq > s.over_seq \
          WHERE q.over_pico > 0 AND q.account_id = ?1)",
     )
