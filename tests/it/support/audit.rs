@@ -4,7 +4,7 @@ use super::gateway::{Gateway, rows_of};
 use super::prices::PRICES;
 use super::upstream::{PROVIDER_KEY, Upstream};
 use serde_json::Value;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use weir::money::{Micros, PICOS_PER_MICRO};
 
 /// What is wrong with the books, in words; nothing where they are right.
@@ -107,14 +107,13 @@ fn sense(row: &Value) -> Option<String> {
 /// Each successful answer that the test saw has exactly one row, no request has two, and a refusal costs nothing.
 fn answers(gateway: &Gateway, rows: &[Value]) -> Vec<String> {
     let mut off = Vec::new();
-    let ids: Vec<&str> = rows.iter().filter_map(|row| row["request_id"].as_str()).collect();
-    let distinct: HashSet<&str> = ids.iter().copied().collect();
-    if distinct.len() != rows.len() {
-        off.push(format!("{} rows, but {} request ids", rows.len(), distinct.len()));
+    let by_id: HashMap<&str, &Value> =
+        rows.iter().filter_map(|row| Some((row["request_id"].as_str()?, row))).collect();
+    if by_id.len() != rows.len() {
+        off.push(format!("{} rows, but {} request ids", rows.len(), by_id.len()));
     }
     for (status, id) in &gateway.lock().answers {
-        let row = rows.iter().find(|row| row["request_id"] == id.as_str());
-        match row {
+        match by_id.get(id.as_str()) {
             None if *status < 300 => off.push(format!("no row for the request {id}, answered {status}")),
             Some(row) if row["status"] != *status => off.push(format!("answered {status}: {row}")),
             Some(row) if *status >= 400 && cost_of(row) != 0 => {
