@@ -18,6 +18,7 @@ use pingora::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use pingora::upstreams::peer::Peer;
+use std::fmt::{self, Debug};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,17 +30,28 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct JoiningConnector(TransportConnector);
 
 /// A connection to a provider.
-#[derive(Debug)]
 struct Joined {
     inner: Stream,
-    /// What was written and is held back.
+    part: Part,
+    /// A head that is held back.
     held: Vec<u8>,
     /// How much of `held` has gone.
     gone: usize,
-    /// What is written next is a head.
-    is_at_head: bool,
     /// How often an answer was looked for while a head was held.
     looks: u8,
+    /// What was written and not flushed is more than nothing.
+    is_unflushed: bool,
+}
+
+/// What was written last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Nothing of the exchange to come: a head is next.
+    Nothing,
+    /// A head.
+    Head,
+    /// Some of a body.
+    Body,
 }
 
 /// A head above this size is not held.
@@ -88,11 +100,12 @@ impl custom::Connector for JoiningConnector {
 
 impl Joined {
     fn new(inner: Stream) -> Self {
-        Joined { inner, held: Vec::new(), gone: 0, is_at_head: true, looks: 0 }
+        Joined { inner, part: Part::Nothing, held: Vec::new(), gone: 0, looks: 0, is_unflushed: false }
     }
 
     /// Writes what is held, and then what it can of this; tells how much of this has gone.
     fn poll_write_on(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.is_unflushed = true;
         while let Some(held) = self.held.get(self.gone..).filter(|held| !held.is_empty()) {
             let both = [IoSlice::new(held), IoSlice::new(bytes)];
             let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, &both))?;
@@ -110,6 +123,12 @@ impl Joined {
         if bytes.is_empty() { Poll::Ready(Ok(0)) } else { Pin::new(&mut self.inner).poll_write(cx, bytes) }
     }
 
+    fn poll_flush_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        self.is_unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
     /// Nothing is held any more.
     fn release(&mut self) {
         self.held.clear();
@@ -121,18 +140,20 @@ impl Joined {
 impl AsyncWrite for Joined {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.is_at_head && this.held.is_empty() && bytes.len() <= HELD_MAX_BYTES {
+        if this.part == Part::Nothing && bytes.len() <= HELD_MAX_BYTES {
+            this.part = Part::Head;
             this.held.extend_from_slice(bytes);
-            this.is_at_head = false;
             return Poll::Ready(Ok(bytes.len()));
         }
-        this.poll_write_on(cx, bytes)
+        let written = ready!(this.poll_write_on(cx, bytes))?;
+        this.part = Part::Body;
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         // What is held waits for more, or for a look at the answer.
-        if this.held.is_empty() { Pin::new(&mut this.inner).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+        if this.held.is_empty() { this.poll_flush_on(cx) } else { Poll::Ready(Ok(())) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -152,12 +173,24 @@ impl AsyncRead for Joined {
                 return Poll::Pending;
             }
             ready!(this.poll_write_on(cx, &[]))?;
-            ready!(Pin::new(&mut this.inner).poll_flush(cx))?;
+        }
+        if this.is_unflushed {
+            ready!(this.poll_flush_on(cx))?;
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        this.is_at_head |= buf.filled().len() > before;
+        // An answer to a head whose body is still to come leaves that a body.
+        if buf.filled().len() > before && this.part == Part::Body {
+            this.part = Part::Nothing;
+        }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Without what is held: the provider's key is in it.
+impl Debug for Joined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Joined").field("inner", &self.inner).field("part", &self.part).finish_non_exhaustive()
     }
 }
 
@@ -187,6 +220,14 @@ impl Ssl for Joined {}
 impl GetTimingDigest for Joined {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.inner.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.inner.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.inner.get_write_pending_time()
     }
 }
 
