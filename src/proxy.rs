@@ -195,17 +195,6 @@ impl ProxyHttp for Proxy {
         ctx.stage.exchange()?.receive_head(head, &ctx.rules.settings, &mut ctx.trace).await
     }
 
-    /// The head for the client, behind all that Pingora does to it.
-    async fn response_filter(
-        &self,
-        session: &mut Session,
-        head: &mut ResponseHeader,
-        _ctx: &mut Ctx,
-    ) -> Result<()> {
-        relay::head::without_chunks(session, head);
-        Ok(())
-    }
-
     /// A piece of the provider's body. The bill is settled before the bytes that end the answer are handed on.
     fn response_body_filter(
         &self,
@@ -402,9 +391,6 @@ impl Proxy {
         }
         let place = rules.upstreams.get(&plan.candidate().provider.name);
         let silence = place.ok_or_else(|| Refused::bug("a provider without a place"))?.patience.silence;
-        if ask.stream {
-            relay::head::ready_for_stream(session);
-        }
         let control = relay::wrap(session, body.clone(), silence, &self.curfew);
         let bill = Bill::open(admission, endpoint, body, self.clock.clone(), ctx.trace.arrived_at());
         let attempts = Attempts::new(plan, prices, self.clock.clone());

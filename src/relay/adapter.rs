@@ -16,6 +16,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use http::Version;
+use http::header::TRANSFER_ENCODING;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::proxy::Session;
@@ -50,11 +52,13 @@ pub fn wrap(session: &mut Session, body: Body, settings: Silence, curfew: &Curfe
     let body_empty = body.is_empty();
     let control = Control::new(body, settings);
     let deadline = Instant::now() + settings.first_byte_timeout;
+    let knows_chunks = session.req_header().version != Version::HTTP_10;
     let inner = mem::replace(&mut *session.downstream_session, nobody());
     let adapter = Adapter {
         inner,
         control: control.clone(),
         body_empty,
+        knows_chunks,
         answer: Answer::Awaited,
         deadline,
         timer: Box::pin(tokio::time::sleep_until(deadline)),
@@ -92,6 +96,8 @@ struct Adapter {
     control: Control,
     /// As the client sent it: stays false when a body was released.
     body_empty: bool,
+    /// The client speaks HTTP/1.1 or later.
+    knows_chunks: bool,
     answer: Answer,
     /// When the provider's silence becomes an error.
     deadline: Instant,
@@ -221,7 +227,13 @@ impl Adapter {
             state.replacement.take()
         };
         self.answer = Answer::Passed;
-        HttpTask::Header(replacement.unwrap_or(head), end)
+        let mut head = replacement.unwrap_or(head);
+        if !self.knows_chunks && head.headers.contains_key(TRANSFER_ENCODING) {
+            // The end of the connection is the end of the answer (RFC 9112, sections 6.1 and 6.3).
+            head.remove_header(&TRANSFER_ENCODING);
+            self.inner.set_keepalive(None);
+        }
+        HttpTask::Header(head, end)
     }
 
     /// A head that the proxy writes itself, past the engine's tasks.

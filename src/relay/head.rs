@@ -7,9 +7,8 @@
 //! on its own with an empty 400 (different lengths, a last coding other than chunked, Transfer-Encoding on HTTP/1.0).
 //! It keeps the raw head, so this looks there.
 
-use http::Version;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::header::CONTENT_LENGTH;
+use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
@@ -38,21 +37,6 @@ pub fn check(session: &mut Session) -> Result<(), Refused> {
         session.set_keepalive(None);
     }
     checked
-}
-
-/// Readies the connection of a client of HTTP/1.0 for a stream: such a client knows no chunks, and the end of its connection is the end
-/// of what it is sent (RFC 9112, sections 6.1 and 6.3). To be called before the session is wrapped.
-pub fn ready_for_stream(session: &mut Session) {
-    if session.req_header().version == Version::HTTP_10 {
-        session.set_keepalive(None);
-    }
-}
-
-/// Takes the chunks from the head of an answer to a client of HTTP/1.0.
-pub fn without_chunks(session: &Session, head: &mut ResponseHeader) {
-    if session.req_header().version == Version::HTTP_10 {
-        head.remove_header(&TRANSFER_ENCODING);
-    }
 }
 
 fn sized(bytes: usize) -> Result<(), Refused> {

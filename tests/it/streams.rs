@@ -353,26 +353,29 @@ fn many_streams_at_once_are_each_billed_once() {
     assert!(rows.iter().all(|row| row["outcome"] == "completed"));
 }
 
+/// Asks for a stream as a client of HTTP/1.0 does, with these headers besides.
+pub(crate) fn stream_of_http_1_0(gateway: &Gateway, headers: &str) -> Reply {
+    let request = Request::post("/v1/chat/completions", hello_stream().to_string()).key(&gateway.account.key);
+    let request = String::from_utf8(request.to_bytes(gateway.address())).unwrap();
+    let mut client = gateway.connect();
+    client.send(request.replacen(" HTTP/1.1\r\n", &format!(" HTTP/1.0\r\n{headers}"), 1).as_bytes()).unwrap();
+    let head = client.head().unwrap();
+    assert_eq!(head.header("transfer-encoding"), None);
+    assert_eq!(head.header("connection"), Some("close"));
+    let reply = client.finish(head).unwrap();
+    gateway.note(&reply);
+    assert!(reply.body.starts_with(b"data: {"), "{}", reply.text());
+    assert!(reply.done(), "{}", reply.text());
+    reply
+}
+
 #[test]
 fn a_client_of_http_1_0_gets_a_stream_without_chunks_that_ends_with_its_connection() {
     let upstream = Upstream::start();
     upstream.always(Answer::new(200, "text/event-stream", framed("\n", "data: ")));
     let gateway = Gateway::before(&upstream);
-    for connection in ["", "Connection: keep-alive\r\n"] {
-        let request =
-            Request::post("/v1/chat/completions", hello_stream().to_string()).key(&gateway.account.key);
-        let request = String::from_utf8(request.to_bytes(gateway.address())).unwrap();
-        let old = format!(" HTTP/1.0\r\n{connection}");
-        let mut client = gateway.connect();
-        client.send(request.replacen(" HTTP/1.1\r\n", &old, 1).as_bytes()).unwrap();
-        let head = client.head().unwrap();
-        assert_eq!(head.header("transfer-encoding"), None);
-        assert_eq!(head.header("connection"), Some("close"));
-        let reply = client.finish(head).unwrap();
-        gateway.note(&reply);
-        assert!(reply.body.starts_with(b"data: {"), "{}", reply.text());
-        assert_eq!(reply.said(), "Hello there", "{}", reply.text());
-        assert!(reply.done(), "{}", reply.text());
+    for headers in ["", "Connection: keep-alive\r\n"] {
+        assert_eq!(stream_of_http_1_0(&gateway, headers).said(), "Hello there");
     }
     assert!(gateway.rows_when(2).iter().all(|row| row["outcome"] == "completed"));
 }

@@ -1,6 +1,7 @@
 //! Faults of a provider that speaks HTTP/2, and so TLS.
 
 use super::{Answered, CUT, ERROR, GOOD, LIMITED, Matrix, QUICK, Refused, Row, SLOW_TEXT, TIMEOUT};
+use crate::streams::stream_of_http_1_0;
 use crate::support::Upstream;
 use crate::support::gateway::Gateway;
 use crate::support::upstream::{chat, chunk, last_chunk, usage, usage_chunk};
@@ -319,4 +320,17 @@ fn a_connection_that_is_closed_without_an_answer_is_tried_once_more_only_if_it_w
     bad.next(Play::Whole(500, json!({})));
     matrix.check("passed on", "tiny", true, GOOD);
     matrix.end();
+}
+
+#[test]
+fn a_client_of_http_1_0_gets_no_chunks_of_a_provider_that_speaks_http_2() {
+    let provider = Provider::start();
+    let gateway = Gateway::builder()
+        .provider_of_url("main", &format!("https://{}/v1", provider.address()), QUICK)
+        .trust(&provider.certificate)
+        .standard_models("main")
+        .start();
+    provider.next(Play::Slow);
+    stream_of_http_1_0(&gateway, "Connection: keep-alive\r\n");
+    assert_eq!(gateway.row()["outcome"], "completed");
 }
