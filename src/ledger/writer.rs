@@ -114,19 +114,23 @@ impl Queue {
 /// A database that takes nothing: told when it begins, now and then, and when it is over.
 #[derive(Default)]
 struct Trouble {
-    told_at: Option<Instant>,
+    told: Option<(Instant, String)>,
 }
 
 impl Trouble {
     fn tell(&mut self, error: &WriteError, backlog: usize, now: Instant) {
-        if self.told_at.is_none_or(|told_at| now.saturating_duration_since(told_at) >= TELL_EVERY) {
-            tracing::warn!(%error, backlog, "the database did not take a batch; it is tried again, and told again while it lasts");
-            self.told_at = Some(now);
+        let what = error.to_string();
+        let is_told = self.told.as_ref().is_some_and(|(told_at, told)| {
+            *told == what && now.saturating_duration_since(*told_at) < TELL_EVERY
+        });
+        if !is_told {
+            tracing::warn!(error = what, backlog, "the database did not take a batch; it is tried again");
+            self.told = Some((now, what));
         }
     }
 
     fn is_over(&mut self) {
-        if self.told_at.take().is_some() {
+        if self.told.take().is_some() {
             tracing::info!("the database takes batches again");
         }
     }
@@ -173,9 +177,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
 /// Writes what is left, within bounds, and tells how many rows are not in the database.
 pub(super) async fn drain(inner: &Inner) -> usize {
     let until = inner.clock.now() + DRAIN_MAX;
+    let mut trouble = Trouble::default();
     while inner.queue.len() > 0 && inner.clock.now() < until {
         if let Err(error) = write_some(inner).await {
-            tracing::warn!(%error, "the database did not take a batch; it is tried again");
+            trouble.tell(&error, inner.queue.len(), inner.clock.now());
             tokio::time::sleep(RETRY_AFTER).await;
         }
     }
