@@ -31,7 +31,7 @@ run: cargo c-tools ## Weir on http://127.0.0.1:8080/v1 with a demo provider, a f
 
 test: lint systemd-analyze $(E2E)/installed $(PROMETHEUS)/installed $(TOOLS)/cargo-deb-$(CARGO_DEB) ## Lint, then every test: unit, integration, end to end with llama.cpp and the official clients, and libFuzzer for seconds
 	$(BUILD) cargo test --locked --no-run
-	$(MAKE) --no-print-directory fuzz SECONDS=3
+	rm -rf $(FUZZ)/fresh && $(MAKE) --no-print-directory fuzz SECONDS=3 SEED=1 CORPUS=$(FUZZ)/fresh
 	$(TESTS) cargo test --locked
 
 # `make soak KILLS=100 AWAY=20` is a shorter one.
@@ -45,6 +45,7 @@ soak: cargo c-tools python ## The crash tests at length, a stream of two minutes
 # `make fuzz TARGET=body SECONDS=600` is a longer one of one target. What fails is in target/fuzz/found, to be a seed once it is mended.
 # Memory is safe here without a sanitizer: it is panics and broken promises that are looked for.
 FUZZ := $(CURDIR)/target/fuzz
+CORPUS ?= $(FUZZ)/corpus
 TARGETS = $(or $(TARGET),$(basename $(notdir $(wildcard tests/fuzz/src/bin/*.rs))))
 WEIR_FUZZ = --quiet --locked --config tests/fuzz/profile.toml --package weir-fuzz
 fuzz: cargo cxx ## What must hold for any bytes, by libFuzzer: every seed, then a minute for each target
@@ -52,10 +53,10 @@ fuzz: cargo cxx ## What must hold for any bytes, by libFuzzer: every seed, then 
 	$(BUILD) cargo build $(WEIR_FUZZ)
 	for target in $(TARGETS); do
 		echo "$$target:"
-		mkdir -p $(FUZZ)/corpus/$$target $(FUZZ)/found/$$target
-		cargo run $(WEIR_FUZZ) --bin $$target -- $(FUZZ)/corpus/$$target tests/fuzz/seeds/$$target -dict=tests/fuzz/dictionary -max_len=4096 -timeout=10 \
+		mkdir -p $(CORPUS)/$$target $(FUZZ)/found/$$target
+		cargo run $(WEIR_FUZZ) --bin $$target -- $(CORPUS)/$$target tests/fuzz/seeds/$$target -seed=$(or $(SEED),0) -dict=tests/fuzz/dictionary -max_len=4096 -timeout=10 \
 			-max_total_time=$(or $(SECONDS),60) -artifact_prefix=$(FUZZ)/found/$$target/ -verbosity=0 -print_funcs=0 -print_final_stats=1
-		if [ ! "$$(ls $(FUZZ)/corpus/$$target)" ]; then echo "no case is worth keeping: $$target was built without tests/fuzz/rustc" >&2; exit 1; fi
+		if [ ! "$$(ls $(CORPUS)/$$target)" ]; then echo "no case is worth keeping: $$target was built without tests/fuzz/rustc" >&2; exit 1; fi
 	done
 
 lint: cargo cxx deny ## Formatting, clippy, documentation links and `make deny`, warnings refused
