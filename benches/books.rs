@@ -362,7 +362,7 @@ fn recovery(runtime: &Runtime, is_quick: bool) {
 
     let begun = Instant::now();
     let scanned = journal::scan(&Directory::new(&path)).unwrap();
-    let (took, bytes, records) = (begun.elapsed(), scanned.bytes, scanned.records.len());
+    let (took, bytes, records) = (begun.elapsed(), scanned.bytes, scanned.records().count());
     let mib = bytes / MIB;
     println!(
         "\nRecovery of a journal of {mib} MiB, {requests} requests, {records} records, none in the database."

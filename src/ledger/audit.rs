@@ -166,10 +166,10 @@ fn journals(
         };
         match scan(&Directory::new(orphan.path())) {
             Ok(scanned) => {
-                let is_waiting = |(seq, record): &(u64, Record)| {
-                    *seq > applied_seq && matches!(record, Record::Settle(_) | Record::Sent(_))
+                let is_waiting = |(seq, record): (u64, Record)| {
+                    seq > applied_seq && matches!(record, Record::Settle(_) | Record::Sent(_))
                 };
-                report.unrecovered_sessions += u64::from(scanned.records.iter().any(is_waiting));
+                report.unrecovered_sessions += u64::from(scanned.records().any(is_waiting));
             }
             Err(error) => report.off.push(finding(
                 "a journal can be read",

@@ -220,11 +220,11 @@ mod tests {
         let own = home.path().join("own");
         fs::create_dir(&own).unwrap();
         written(&own);
-        let records = scan(&Directory::new(&own)).unwrap().records;
+        let records = scan(&Directory::new(&own)).unwrap().records().collect::<Vec<_>>();
         assert_eq!(records.len(), 3_000);
         kept.take(session, &own, UnixMicros(5_000_000)).unwrap();
         assert_eq!(segments(&own).unwrap(), Vec::<PathBuf>::new());
-        assert_eq!(scan(&Directory::new(&kept.of(session))).unwrap().records, records);
+        assert_eq!(scan(&Directory::new(&kept.of(session))).unwrap().records().collect::<Vec<_>>(), records);
         let files = segments(&kept.of(session)).unwrap();
         assert_eq!(files.len(), 2, "the unused one is gone");
         assert_eq!(journal::first_seq(&files[0]).unwrap(), Some(1));

@@ -84,29 +84,32 @@ pub async fn replay(
     if state == SessionState::Closed {
         return Ok(nothing);
     }
-    if let Some((first, _)) = scanned.records.first()
-        && *first > applied_seq + 1
+    if let Some(first_seq) = scanned.first_seq()
+        && first_seq > applied_seq + 1
     {
-        missing(session, applied_seq, *first, database).await?;
+        missing(session, applied_seq, first_seq, database).await?;
     }
     let mut found = Found::default();
-    let last_seq = scanned.records.last().map_or(applied_seq, |(seq, _)| *seq).max(applied_seq);
-    for (seq, record) in scanned.records {
-        found
-            .take(seq, record, applied_seq)
-            .map_err(|what| StoreError::Damaged(format!("session {session}: {what}")))?;
+    for (seq, record) in scanned.records() {
+        found.take(seq, record, applied_seq).map_err(|what| damaged(session, &what))?;
     }
+    let last_seq = scanned.last_seq().unwrap_or(applied_seq).max(applied_seq);
     let died = found.died(last_seq + 1, database).await?;
     let recovered = Recovered {
         sessions: 1,
-        settled: found.settled.len() as u64,
+        settled: found.settled,
         died: died.len() as u64,
         torn_bytes: scanned.torn_bytes,
     };
+    let mut settled = scanned.records().filter_map(|(seq, record)| unapplied(seq, record, applied_seq));
+    let mut died = died.into_iter();
     let mut applied_seq = applied_seq;
-    let all: Vec<RequestRow> = found.settled.into_iter().chain(died).collect();
-    for rows in all.chunks(ROWS_MAX) {
-        let written = write(database, session, applied_seq, rows, clock.wall()).await.map_err(unwritten)?;
+    loop {
+        let rows: Vec<RequestRow> = settled.by_ref().chain(died.by_ref()).take(ROWS_MAX).collect();
+        if rows.is_empty() {
+            break;
+        }
+        let written = write(database, session, applied_seq, &rows, clock.wall()).await.map_err(unwritten)?;
         applied_seq = written.applied_seq;
     }
     database.end_session(session, SessionState::Closed, applied_seq, clock.wall()).await?;
@@ -124,7 +127,7 @@ async fn known(
         return Ok(Some(known));
     }
     // The process died before the database knew of its session: nothing was granted to it, so nothing was sent.
-    let Some((seq, _)) = scanned.records.last() else { return Ok(None) };
+    let Some(seq) = scanned.last_seq() else { return Ok(None) };
     if !database.adopt_session(session, clock.wall()).await? {
         return Err(LedgerError::Store(StoreError::Refused(format!(
             "the database does not know the session {session}, whose journal has {seq} records: is it another database, or an older \
@@ -164,11 +167,25 @@ fn unwritten(error: WriteError) -> LedgerError {
     }
 }
 
+fn damaged(session: SessionId, what: &str) -> LedgerError {
+    LedgerError::Store(StoreError::Damaged(format!("session {session}: {what}")))
+}
+
+/// The row of a settlement that the database does not have.
+fn unapplied(seq: u64, record: Record, applied_seq: u64) -> Option<RequestRow> {
+    match record {
+        Record::Settle(settle) if seq > applied_seq => rows::row(seq, &settle),
+        Record::Settle(_) | Record::Sent(_) | Record::Failed(_) | Record::Progress(_) | Record::Synced(_) => {
+            None
+        }
+    }
+}
+
 /// What a journal says.
 #[derive(Default)]
 struct Found {
-    /// Settlements that the database does not have, in order.
-    settled: Vec<RequestRow>,
+    /// Settlements that the database does not have. Their rows are made when they are written: there may be millions.
+    settled: u64,
     /// Requests that were sent and not settled, by the number at which they were first sent.
     open: BTreeMap<u64, (Sent, Option<Progress>)>,
     by_request: HashMap<[u8; 16], u64>,
@@ -196,9 +213,8 @@ impl Found {
             Record::Settle(settle) => {
                 self.close(&settle.request_id);
                 if seq > applied_seq {
-                    let row = rows::row(seq, &settle)
-                        .ok_or_else(|| format!("the settlement {seq} makes no sense"))?;
-                    self.settled.push(row);
+                    rows::row(seq, &settle).ok_or_else(|| format!("the settlement {seq} makes no sense"))?;
+                    self.settled += 1;
                 }
             }
             Record::Synced(_) => {}

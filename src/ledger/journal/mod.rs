@@ -10,6 +10,7 @@
 mod disk;
 mod keep;
 mod record;
+mod records;
 mod scan;
 mod state;
 mod threads;

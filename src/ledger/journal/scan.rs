@@ -5,8 +5,10 @@
 
 use super::disk::Disk;
 use super::record::{BODY_MAX_BYTES, FRAME_HEAD_BYTES, Frame, Record, read_frame};
+use super::records::Records;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 
 /// The head of a segment: magic, format, salt, and the CRC32C of those. On the disk before the segment is used.
@@ -17,12 +19,28 @@ const FORMAT: u64 = 1;
 /// A journal, read.
 #[derive(Debug, Default)]
 pub struct Scanned {
-    /// Every record with its sequence number, in order.
-    pub records: Vec<(u64, Record)>,
+    records: Records,
     /// Bytes behind the last whole record that are no record.
     pub torn_bytes: u64,
     /// Bytes of all segments.
     pub bytes: u64,
+}
+
+impl Scanned {
+    /// Every record with its sequence number, in order and without a gap; taken apart as they are asked for.
+    pub fn records(&self) -> impl Iterator<Item = (u64, Record)> {
+        self.records.iter()
+    }
+
+    /// The number of the first record.
+    pub fn first_seq(&self) -> Option<u64> {
+        self.records.first_seq()
+    }
+
+    /// The number of the last record.
+    pub fn last_seq(&self) -> Option<u64> {
+        self.records.last_seq()
+    }
 }
 
 /// Why a journal cannot be read.
@@ -99,7 +117,7 @@ pub fn scan(disk: &dyn Disk) -> Result<Scanned, ScanError> {
         let bytes = disk.read(&file)?;
         reading.scanned.bytes += bytes.len() as u64;
         if let Some(part) = Part::open(file, bytes)? {
-            reading.take(&part)?;
+            reading.take(part)?;
         }
     }
     reading.end()
@@ -133,36 +151,45 @@ struct Break {
 impl Reading {
     /// The number of the next record; `None` where none has been read, and any may be the first: earlier segments were removed.
     fn expected(&self) -> Option<u64> {
-        self.scanned.records.last().map(|(seq, _)| seq + 1).or(self.is_whole.then_some(1))
+        self.scanned.last_seq().map(|seq| seq + 1).or(self.is_whole.then_some(1))
     }
 
-    fn take(&mut self, part: &Part) -> Result<(), ScanError> {
+    fn take(&mut self, part: Part) -> Result<(), ScanError> {
         let first_seq = part.first_seq().filter(|first_seq| match self.expected() {
             Some(expected) => *first_seq <= expected,
             // A first segment that cannot be read is replaced only by one that has all that it has.
             None => self.breaks.iter().all(|broken| broken.lowest_seq.is_none_or(|seq| *first_seq < seq)),
         });
         let Some(first_seq) = first_seq else {
-            self.stop_at(part, HEAD_BYTES);
+            self.stop_at(&part, HEAD_BYTES, self.expected());
             return Ok(());
         };
         self.breaks.iter_mut().for_each(|broken| broken.is_replaced = true);
-        if let Some(offset) = self.read(part, first_seq)? {
-            self.stop_at(part, offset);
+        let (bodies, end) = self.read(&part, first_seq)?;
+        let next_seq = self.scanned.last_seq().map_or(first_seq, |last| last + 1) + bodies.len() as u64;
+        if let Some(offset) = end {
+            self.stop_at(&part, offset, Some(next_seq));
         }
+        self.scanned.records.extend(first_seq, part.bytes, &bodies);
         Ok(())
     }
 
-    /// Reads the records up to the first place that is none. That place, where something else than zeros is there.
-    fn read(&mut self, part: &Part, first_seq: u64) -> Result<Option<usize>, ScanError> {
+    /// Reads the records up to the first place that is none: the bodies of those that were not known, and that place, where something
+    /// else than zeros is there.
+    fn read(&self, part: &Part, first_seq: u64) -> Result<(Vec<Range<usize>>, Option<usize>), ScanError> {
         let (mut next, mut offset) = (first_seq, HEAD_BYTES);
+        let mut bodies = Vec::new();
         loop {
             let rest = &part.bytes[offset..];
             match read_frame(rest, part.salt) {
                 Frame::Whole { seq, body, bytes } if seq == next => {
-                    let record =
-                        Record::from_body(body).ok_or_else(|| part.damaged(offset, "an unknown record"))?;
-                    if !self.add(seq, record) {
+                    if Record::from_body(body).is_none() {
+                        return Err(part.damaged(offset, "an unknown record"));
+                    }
+                    if self.scanned.last_seq().is_none_or(|last| seq > last) {
+                        bodies.push(offset + bytes - body.len()..offset + bytes);
+                    } else if self.scanned.records.body(seq).is_some_and(|known| known != body) {
+                        // What comes before the first record of the oldest segment was removed, since nobody needs it.
                         return Err(part.damaged(offset, "another record has the same sequence number"));
                     }
                     next += 1;
@@ -171,37 +198,21 @@ impl Reading {
                 Frame::Whole { .. } => {
                     return Err(part.damaged(offset, "the sequence number is not the next one"));
                 }
-                Frame::Unwritten if is_zero(rest) => return Ok(None),
-                Frame::Unwritten | Frame::Broken => return Ok(Some(offset)),
+                Frame::Unwritten if is_zero(rest) => return Ok((bodies, None)),
+                Frame::Unwritten | Frame::Broken => return Ok((bodies, Some(offset))),
             }
         }
     }
 
-    /// Whether this is the record that the number has.
-    fn add(&mut self, seq: u64, record: Record) -> bool {
-        let records = &mut self.scanned.records;
-        let (Some((base, _)), Some((last, _))) = (records.first(), records.last()) else {
-            records.push((seq, record));
-            return true;
-        };
-        if seq > *last {
-            records.push((seq, record));
-            return true;
-        }
-        // What comes before the first record of the oldest segment was removed, since nobody needs it.
-        let known = seq.checked_sub(*base).and_then(|at| records.get(usize::try_from(at).ok()?));
-        known.is_none_or(|(_, known)| *known == record)
-    }
-
-    fn stop_at(&mut self, part: &Part, offset: usize) {
+    fn stop_at(&mut self, part: &Part, offset: usize, expected: Option<u64>) {
         let rest = part.bytes.get(offset..).unwrap_or_default();
         let written = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let rest = &rest[..written];
-        let nothing_read = self.scanned.records.is_empty();
+        let nothing_read = self.scanned.records.is_empty() && offset == HEAD_BYTES;
         self.breaks.push(Break {
             file: part.file.clone(),
             offset,
-            expected: self.expected().unwrap_or(0),
+            expected: expected.unwrap_or(0),
             bytes: written as u64,
             synced_seq: last_synced(rest, part.salt),
             lowest_seq: if nothing_read { lowest_seq(rest, part.salt) } else { None },

@@ -100,7 +100,7 @@ fn a_segment_torn_at_any_byte_gives_back_every_record_that_was_whole() {
     }
     let image = disk.now();
     let (name, bytes) = only_file(&image);
-    let whole = scan(&image).unwrap().records;
+    let whole = scan(&image).unwrap().records().collect::<Vec<_>>();
     let frames = frames(&bytes);
     assert_eq!(frames.len(), whole.len());
     for at in HEAD..=frames.last().unwrap().1 {
@@ -111,7 +111,7 @@ fn a_segment_torn_at_any_byte_gives_back_every_record_that_was_whole() {
         image.0.insert(name.clone(), torn);
         let scanned = scan(&image).unwrap();
         let count = frames.iter().filter(|(_, end, _)| *end <= at).count();
-        assert_eq!(scanned.records, whole[..count], "torn at {at}");
+        assert_eq!(scanned.records().collect::<Vec<_>>(), whole[..count], "torn at {at}");
         let end = count.checked_sub(1).map_or(HEAD, |last| frames[last].1);
         assert_eq!(scanned.torn_bytes, u64::try_from(written.saturating_sub(end)).unwrap(), "torn at {at}");
     }
@@ -129,7 +129,7 @@ fn a_bit_that_flips_is_damage_where_the_disk_had_it_and_a_torn_tail_behind_and_n
     serve(&journal, 5);
     let image = disk.now();
     let (name, bytes) = only_file(&image);
-    let whole = scan(&image).unwrap().records;
+    let whole = scan(&image).unwrap().records().collect::<Vec<_>>();
     let marks: Vec<(u64, u64)> = whole
         .iter()
         .filter_map(
@@ -150,7 +150,7 @@ fn a_bit_that_flips_is_damage_where_the_disk_had_it_and_a_torn_tail_behind_and_n
                 Ok(scanned) => {
                     assert!(!is_known, "byte {at} of record {seq}");
                     let kept = whole.iter().position(|(number, _)| *number == seq).unwrap();
-                    assert_eq!(scanned.records, whole[..kept]);
+                    assert_eq!(scanned.records().collect::<Vec<_>>(), whole[..kept]);
                     assert!(scanned.torn_bytes > 0);
                 }
                 Err(error @ ScanError::Io(_)) => panic!("{error}"),
@@ -215,9 +215,8 @@ fn a_file_that_failed_is_left_and_what_it_may_not_have_is_written_to_another() {
         assert_eq!(*journal.durable().borrow(), last);
         disk.crash(Crash::PowerCut);
         let scanned = scan(&disk.left().1).unwrap();
-        let settled =
-            scanned.records.iter().filter(|(_, record)| matches!(record, Record::Settle(_))).count();
-        assert_eq!((settled, scanned.records.last().unwrap().0), (2, last));
+        let settled = scanned.records().filter(|(_, record)| matches!(record, Record::Settle(_))).count();
+        assert_eq!((settled, scanned.last_seq().unwrap()), (2, last));
     }
 }
 
@@ -239,7 +238,7 @@ fn a_failure_with_more_to_write_again_than_a_segment_holds_is_repaired() {
     assert!(journal.sync_once());
     assert_eq!(*journal.durable().borrow(), seq);
     disk.crash(Crash::PowerCut);
-    assert_eq!(scan(&disk.left().1).unwrap().records.last().unwrap().0, seq);
+    assert_eq!(scan(&disk.left().1).unwrap().last_seq().unwrap(), seq);
 }
 
 #[test]
@@ -261,7 +260,7 @@ fn a_file_that_fills_up_while_it_is_waited_for_is_waited_for_again() {
     let durable = *journal.durable().borrow();
     assert_eq!(durable, journal.stats().appended_seq);
     disk.crash(Crash::PowerCut);
-    assert_eq!(scan(&disk.left().1).unwrap().records.last().unwrap().0, durable);
+    assert_eq!(scan(&disk.left().1).unwrap().last_seq().unwrap(), durable);
 }
 
 #[test]
@@ -282,7 +281,7 @@ fn nothing_counts_as_on_the_disk_whose_file_failed_while_it_was_waited_for() {
         let durable = *journal.durable().borrow();
         assert!(!journal.stats().is_failed, "the other file is as good as before");
         disk.crash(Crash::PowerCut);
-        let records = scan(&disk.left().1).unwrap().records;
+        let records = scan(&disk.left().1).unwrap().records().collect::<Vec<_>>();
         assert!(
             records.last().map_or(0, |(seq, _)| *seq) >= durable,
             "{durable} of {} are there",
@@ -306,7 +305,7 @@ fn what_a_long_request_needs_is_carried_forward_and_on_the_disk_before_its_segme
         let left = disk.now();
         assert!(!left.0.contains_key("0000000000000001.journal"), "{:?}", left.0.keys());
         disk.crash(Crash::PowerCut);
-        let records = scan(&disk.left().1).unwrap().records;
+        let records = scan(&disk.left().1).unwrap().records().collect::<Vec<_>>();
         let of_it = |record: &Record| match record {
             Record::Sent(sent) => sent.request_id == [0; 16],
             Record::Progress(progress) => *progress == self::progress(0, 11),
@@ -332,7 +331,7 @@ fn a_request_that_ends_while_it_is_carried_forward_is_not_open_again() {
     })));
     journal.keep_once().unwrap();
     assert_eq!(journal.stats().open_requests, 0);
-    let records = scan(&disk.now()).unwrap().records;
+    let records = scan(&disk.now()).unwrap().records().collect::<Vec<_>>();
     let last = records.iter().rev().find_map(|(_, record)| match record {
         Record::Sent(sent) => (sent.request_id == [0; 16]).then_some("sent"),
         Record::Settle(settle) => (settle.request_id == [0; 16]).then_some("settled"),
@@ -360,7 +359,7 @@ fn a_full_disk_stops_admission_and_lets_everything_that_was_admitted_settle() {
     }
     for (number, room) in (0..).zip(rooms) {
         let seq = journal.settle(&room, &settlement(number), |_| {});
-        assert_eq!(scan(&disk.now()).unwrap().records.last().unwrap().0, seq);
+        assert_eq!(scan(&disk.now()).unwrap().last_seq().unwrap(), seq);
     }
     assert!(!journal.stats().is_failed);
     disk.with_faults(|faults| faults.has_no_space = false);
@@ -401,10 +400,10 @@ fn numbers_have_no_gap_and_a_queue_has_their_order_under_many_threads() {
     assert!(queue.is_sorted_by(|a, b| a < b), "in the order of the numbers");
     let scanned = scan(&Directory::new(directory.path())).unwrap();
     let last = journal.stats().appended_seq;
-    assert!(scanned.records.iter().map(|(seq, _)| *seq).eq(1..=last));
+    assert!(scanned.records().map(|(seq, _)| seq).eq(1..=last));
     assert_eq!((scanned.torn_bytes, *journal.durable().borrow()), (0, last));
-    let settled = scanned.records.iter().filter(|(_, record)| matches!(record, Record::Settle(_)));
-    assert!(settled.map(|(seq, _)| *seq).eq(queue), "each is where the queue has it");
+    let settled = scanned.records().filter(|(_, record)| matches!(record, Record::Settle(_)));
+    assert!(settled.map(|(seq, _)| seq).eq(queue), "each is where the queue has it");
 }
 
 #[test]
@@ -438,7 +437,7 @@ proptest::proptest! {
             journal.sync_once();
         }
         let mut image = disk.now();
-        let records = scan(&image).unwrap().records;
+        let records = scan(&image).unwrap().records().collect::<Vec<_>>();
         image.0.insert("9999999999999999.journal".to_owned(), garbage);
         let mut files: Vec<&mut Vec<u8>> = image.0.values_mut().collect();
         for (file, at, byte) in noise {
@@ -451,7 +450,7 @@ proptest::proptest! {
             files[file].truncate(length);
         }
         if let Ok(scanned) = scan(&image) {
-            proptest::prop_assert!(records.starts_with(&scanned.records), "what is read is what was written");
+            proptest::prop_assert!(records.starts_with(&scanned.records().collect::<Vec<_>>()), "what is read is what was written");
         }
     }
 }

@@ -362,7 +362,7 @@ impl World {
         for attempt in 0.. {
             let scanned =
                 weir::ledger::journal::scan(&left).expect("nothing that was on the disk is damaged");
-            let seqs: Vec<u64> = scanned.records.iter().map(|(seq, _)| *seq).collect();
+            let seqs: Vec<u64> = scanned.records().map(|(seq, _)| seq).collect();
             assert!(seqs.windows(2).all(|pair| pair[0] + 1 == pair[1]), "no gap: {seqs:?}");
             last_seq = seqs.last().copied();
             if attempt > 30 {
