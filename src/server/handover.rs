@@ -1,8 +1,8 @@
 //! What two processes of one service say to each other during an upgrade, over a socket that the new one has as its standard input.
 //!
 //! The old one sends where its books are, and each listening socket with its name; the new one opens its books and says that it is ready; the old one says go;
-//! the new one accepts, and says that it serves. Whoever is gone, or closes its end, has called it off: before "go" the new one has
-//! accepted nothing, and after "serves" the old one accepts nothing more.
+//! the new one accepts, and says that it serves. Whoever is gone, or closes its end, has called it off; the old one does so only before
+//! "go", while the new one has accepted nothing. After "serves" the old one accepts nothing more.
 //!
 //! Promises: every wait ends. Refuses to know: what the sockets are for.
 
@@ -90,13 +90,7 @@ impl Channel {
             if name.len() > NAME_BYTES_MAX {
                 return Err(io::Error::other(format!("the name of the listener {name} is too long")));
             }
-            let sockets = [socket];
-            let message = SendAncillaryMessage::ScmRights(&sockets);
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            ancillary.push(message);
-            let text = [IoSlice::new(&[SOCKET]), IoSlice::new(name.as_bytes())];
-            sendmsg(&self.0, &text, &mut ancillary, SendFlags::NOSIGNAL)?;
+            self.tell_with(SOCKET, name, socket)?;
         }
         self.say(Word::End)
     }
@@ -131,9 +125,10 @@ impl Channel {
         Err(io::Error::other("too many listeners"))
     }
 
-    /// For the starter: this process runs. Whoever waits hears it before anything from that process, which waits itself.
-    pub(super) fn say_started(&self, process: u32) -> io::Result<()> {
-        self.tell(STARTED, &process.to_string())
+    /// For the starter: this process runs, and this is its descriptor (pidfd_open(2)). Whoever waits hears it before anything from that
+    /// process, which waits itself.
+    pub(super) fn say_started(&self, process: u32, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.tell_with(STARTED, &process.to_string(), descriptor)
     }
 
     /// For the starter: the process has ended, or was never started.
@@ -141,15 +136,16 @@ impl Channel {
         self.tell(ENDED, how)
     }
 
-    /// Waits for the starter to tell which process runs.
-    pub(super) fn hear_started(&self) -> io::Result<Pid> {
-        let (text, _) = self.next(PROMPT)?;
-        match text.split_first() {
-            Some((&STARTED, id)) => std::str::from_utf8(id)
+    /// Waits for the starter to tell which process runs, and for the descriptor of that.
+    pub(super) fn hear_started(&self) -> io::Result<(Pid, OwnedFd)> {
+        let (text, descriptor) = self.next(PROMPT)?;
+        match (text.split_first(), descriptor) {
+            (Some((&STARTED, id)), Some(descriptor)) => std::str::from_utf8(id)
                 .ok()
                 .and_then(|id| id.parse().ok())
                 .filter(|id: &i32| *id > 0)
                 .and_then(Pid::from_raw)
+                .map(|id| (id, descriptor))
                 .ok_or_else(|| io::Error::other("the starter told no process")),
             _ => Err(unexpected(&text, "the start")),
         }
@@ -159,6 +155,16 @@ impl Channel {
         let message = [&[kind], text.as_bytes()].concat();
         let mut nothing = SendAncillaryBuffer::default();
         sendmsg(&self.0, &[IoSlice::new(&message)], &mut nothing, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    fn tell_with(&self, kind: u8, text: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let descriptors = [descriptor];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let message = [&[kind], text.as_bytes()].concat();
+        sendmsg(&self.0, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
@@ -248,13 +254,13 @@ impl Channel {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other process has gone"));
         }
         bytes.truncate(received.bytes);
-        let mut socket = None;
+        let mut descriptor = None;
         for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(mut sockets) = message {
-                socket = socket.or(sockets.next());
+            if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+                descriptor = descriptor.or(descriptors.next());
             }
         }
-        Ok((bytes, socket))
+        Ok((bytes, descriptor))
     }
 }
 

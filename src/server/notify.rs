@@ -3,9 +3,10 @@
 //! Promises: ready is said once every listener accepts; the watchdog is fed by turns of the batched writer and by nothing else, so that a
 //! process whose settlements go nowhere is started anew, and one whose database is away is left alone. Refuses to know: who listens.
 
+use super::starter::Process;
 use super::stop::Stop;
 use crate::ledger::Ledger;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use sd_notify::NotifyState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,7 +66,7 @@ impl Notifier {
 
     /// Tells the process that has just taken over to stop, too: who stops this one may not know of it yet. A service manager does, and
     /// tells every process itself; a second signal would hurry this one.
-    pub(super) fn pass_on(&self, stop: Stop, to: Pid) {
+    pub(super) fn pass_on(&self, stop: Stop, to: &Process) {
         if Self::is_managed() {
             return;
         }
@@ -73,8 +74,8 @@ impl Notifier {
             Stop::Drain => Signal::TERM,
             Stop::Now => Signal::INT,
         };
-        if let Err(fault) = kill_process(to, signal) {
-            tracing::error!(%fault, process_id = to.as_raw_pid(), "the new process is not told to stop");
+        if let Err(fault) = to.signal(signal) {
+            tracing::error!(%fault, process_id = to.id(), "the new process is not told to stop");
         }
     }
 

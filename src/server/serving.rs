@@ -102,14 +102,16 @@ impl Serving<'_> {
             };
             self.notifier.status("serving; a new process is being started");
             let (outcome, end) = tokio::select! {
-                outcome = attempt.outcome() => (outcome, None),
+                // A stop that came before the outcome is passed on to the new process.
+                biased;
                 stop = signals.next() => (called_off(&mut attempt).await, Some(End::Told(stop))),
                 error = ledger.broken() => (called_off(&mut attempt).await, Some(End::Broken(error.into()))),
                 () = self.running.ended() => (called_off(&mut attempt).await, Some(End::Broken(listeners_ended()))),
+                outcome = attempt.outcome() => (outcome, None),
             };
             match (outcome, end) {
                 (Ok(successor), end) => {
-                    let process_id = successor.process.as_raw_pid().unsigned_abs();
+                    let process_id = successor.process.id();
                     tracing::info!(process_id, "another process serves from now on");
                     self.notifier.hand_over(process_id);
                     request.answer(Ok(process_id));
@@ -118,7 +120,7 @@ impl Serving<'_> {
                         Some(End::Broken(_) | End::HandedOver(..)) | None => None,
                     };
                     if let Some(stop) = told {
-                        self.notifier.pass_on(stop, successor.process);
+                        self.notifier.pass_on(stop, &successor.process);
                     }
                     return End::HandedOver(successor, told);
                 }
@@ -274,6 +276,7 @@ fn listeners_ended() -> ServeError {
     ServeError::System(std::io::Error::other("the listeners ended by themselves"))
 }
 
+/// The new process may serve all the same: it had been told to go.
 async fn called_off(attempt: &mut Attempt) -> Result<Successor, String> {
     attempt.call_off();
     attempt.outcome().await

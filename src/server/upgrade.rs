@@ -6,10 +6,9 @@
 
 use super::handover::{Channel, Word};
 use super::sockets::Sockets;
-use super::starter::Starting;
+use super::starter::{Process, Starting};
 use crate::config::Config;
 use crate::store::Store;
-use rustix::process::Pid;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -60,7 +59,7 @@ pub(super) struct Request {
 /// The process that serves in this one's place. It is no child of this one.
 #[derive(Debug)]
 pub(super) struct Successor {
-    pub(super) process: Pid,
+    pub(super) process: Process,
     /// It says here when it hands over in its turn, and when it is told to stop.
     pub(super) channel: Arc<Channel>,
 }
@@ -69,8 +68,14 @@ pub(super) struct Successor {
 #[derive(Debug)]
 pub(super) struct Attempt {
     channel: Arc<Channel>,
+    decided: Decided,
     outcome: JoinHandle<Result<Successor, String>>,
 }
+
+/// Whether it is decided what comes of an upgrade: that it is called off, or that the new process is told to go. From "go" on that one
+/// may have accepted something, and is not ended any more for a stop of this one. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+struct Decided(Arc<AtomicBool>);
 
 /// Where the books of this configuration are, in words that are the same for each process that has the same.
 pub(super) fn books(config: &Config) -> io::Result<String> {
@@ -167,11 +172,13 @@ impl Attempt {
         let channel = Arc::new(ours);
         let starting = Starting::begin(&launch.program, &arguments, Arc::clone(&channel), theirs)?;
         let (speaking, sockets) = (Arc::clone(&channel), Arc::clone(sockets));
+        let decided = Decided::default();
+        let go = decided.clone();
         let outcome = on.spawn_blocking(move || {
-            let process = hand_over(&speaking, &books, &sockets, starting, most)?;
+            let process = hand_over(&speaking, &books, &sockets, starting, most, &go)?;
             Ok(Successor { process, channel: speaking })
         });
-        Ok(Attempt { channel, outcome })
+        Ok(Attempt { channel, decided, outcome })
     }
 
     /// What came of it: the new process, which serves, or why there is none.
@@ -179,9 +186,18 @@ impl Attempt {
         (&mut self.outcome).await.unwrap_or_else(|fault| Err(fault.to_string()))
     }
 
-    /// Ends the new process, if it does not serve yet.
+    /// Ends the new process, unless it was told to go: the outcome tells.
     pub(super) fn call_off(&self) {
-        self.channel.close();
+        if self.decided.is_mine() {
+            self.channel.close();
+        }
+    }
+}
+
+impl Decided {
+    /// True for the first who asks, who decides.
+    fn is_mine(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
     }
 }
 
@@ -191,12 +207,17 @@ fn hand_over(
     sockets: &Sockets,
     mut starting: Starting,
     most: Duration,
-) -> Result<Pid, String> {
+    decided: &Decided,
+) -> Result<Process, String> {
+    let go = || match decided.is_mine() {
+        true => channel.say(Word::Go),
+        false => Err(io::Error::other("it is called off, since this process ends")),
+    };
     let told = starting
         .started()
         .and_then(|()| channel.send(books, sockets.all()))
         .and_then(|()| channel.hear(Word::Ready, most))
-        .and_then(|()| channel.say(Word::Go))
+        .and_then(|()| go())
         .and_then(|()| channel.hear(Word::Serving, SERVING_MAX))
         .and_then(|()| starting.let_go());
     told.map_err(|fault| format!("the new process did not take over: {}", channel.why(fault)))

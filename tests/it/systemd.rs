@@ -1,7 +1,7 @@
 //! The service: its unit as systemd itself reads and rates it, and what the process tells a service manager.
 
 use crate::crash::WriteLock;
-use crate::support::gateway::{hello_stream, lives};
+use crate::support::gateway::{hello_stream, lives, parent};
 use crate::support::upstream::{Gate, chunk, last_chunk};
 use crate::support::{Answer, Gateway, Upstream, ms, signal, wait_for};
 use std::fs;
@@ -134,11 +134,6 @@ impl Manager {
             self.heard.push(String::from_utf8(bytes[..length].to_vec()).unwrap());
         }
     }
-}
-
-fn parent(process: u32) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("PPid").trim().parse().unwrap()
 }
 
 fn feeds(messages: &[String]) -> usize {

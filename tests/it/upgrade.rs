@@ -2,6 +2,7 @@
 
 mod edge;
 mod load;
+mod stop;
 
 use crate::support::gateway::{hello, hello_stream, lives};
 use crate::support::upstream::{chunk, last_chunk, usage, usage_chunk};

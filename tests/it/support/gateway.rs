@@ -5,7 +5,7 @@ mod builder;
 mod upgrade;
 
 pub(crate) use builder::Builder;
-pub(crate) use upgrade::lives;
+pub(crate) use upgrade::{lives, parent};
 
 use super::audit;
 use super::cli::Cli;
@@ -347,6 +347,10 @@ impl Drop for Gateway {
             if let Some(child) = &mut self.child {
                 let _ = child.kill();
                 let _ = child.wait();
+            }
+            // New processes of upgrades, of which the test has not heard.
+            for id in self.processes() {
+                let _ = Command::new("kill").args(["-KILL", &id.to_string()]).status();
             }
             eprintln!("the gateway's log ends so:\n{}", tail(&self.log()));
         }

@@ -6,7 +6,7 @@ use std::fs;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// The processes before the one that serves, and that one, which is a child of theirs.
+/// The processes before the one that serves, and that one, which is no child of theirs.
 #[derive(Debug, Default)]
 pub(crate) struct Upgrades {
     before: Vec<Child>,
@@ -60,6 +60,18 @@ impl Gateway {
         }
     }
 
+    /// The processes that work in its directory: those of commands are gone when they have answered.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let directory = self.directory().canonicalize().unwrap();
+        let works_there =
+            |id: &u32| fs::read_link(format!("/proc/{id}/cwd")).is_ok_and(|cwd| cwd == directory);
+        let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|id| works_there(id) && lives(*id))
+            .collect()
+    }
+
     /// All its processes are gone: another one is started as at first.
     pub(crate) fn forget_upgrades(&mut self) {
         self.upgrades = Upgrades::default();
@@ -95,4 +107,10 @@ pub(crate) fn lives(process: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
     !matches!(state, None | Some("Z" | "X"))
+}
+
+/// The process that it is a child of.
+pub(crate) fn parent(process: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("PPid").trim().parse().unwrap()
 }
