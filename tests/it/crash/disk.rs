@@ -76,9 +76,14 @@ fn a_full_journal_stops_admission_and_nothing_else() {
     gateway.hello().ok();
     let (connection, gate) = begin_stream(&gateway, &upstream);
     let lock = WriteLock::take(&gateway);
-    let count = ask_until_refused(&gateway, Duration::from_secs(40));
+    // While the disk is slow to give the next piece of its room, requests are refused, too.
+    let mut count = 0;
+    wait_for("all its room to be taken", Duration::from_secs(40), || {
+        count += ask_until_refused(&gateway, Duration::from_secs(40));
+        (metric(&gateway, "weir_ledger_journal_bytes") == 1_048_576.0).then_some(())
+    });
+    count += ask_until_refused(&gateway, Duration::from_secs(5));
     assert!(count > 500, "{count}");
-    assert_eq!(metric(&gateway, "weir_ledger_journal_bytes"), 1_048_576.0, "all its room is taken");
     end_stream(connection, &gate);
     // What the stream had kept is free, and at most a segment with it; then it is full again.
     let more = ask_until_refused(&gateway, Duration::from_secs(5));
