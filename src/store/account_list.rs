@@ -64,8 +64,7 @@ impl Store {
     }
 }
 
-/// What was spent above leases and is not collected yet, of each account that has any. An account alone is asked for it by
-/// `over_due_in`, which reads all of its requests.
+/// What was spent above leases and is not collected yet, of each account that has any; of one account `over_due_in` tells it.
 async fn over_due(tx: &mut Transaction<'static, Sqlite>) -> Result<HashMap<AccountId, Picos>, StoreError> {
     let rows = sqlx::query(
         "SELECT account_id, sum(over_pico) FROM ( \
